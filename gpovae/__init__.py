@@ -1,0 +1,28 @@
+"""Perturb-seq effects and the gene network that explains them."""
+import importlib
+
+__version__ = "0.1.0"
+
+_lazy = {  # name: (module, attribute or None for the module itself); imported on first use, so that `import gpovae` stays fast
+    "datasets": ("gpovae.data.datasets", None),
+    "prepare": ("gpovae.data.prepare", "prepare"),
+    "GPOVAE": ("gpovae.api", "GPOVAE"),
+    "evaluate": ("gpovae.evaluate", None),
+    "plots": ("gpovae.plots", None),
+    "GpovaeError": ("gpovae.data.screen", "GpovaeError"),
+}
+__all__ = [*_lazy, "__version__"]
+
+
+def __getattr__(name):
+    if name not in _lazy:
+        raise AttributeError(f"module 'gpovae' has no attribute {name!r}")
+    module, attribute = _lazy[name]
+    value = importlib.import_module(module)
+    value = value if attribute is None else getattr(value, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(__all__)

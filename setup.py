@@ -1,0 +1,28 @@
+"""Reads everything from settings.ini, the one place that states metadata and requirements."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+s = ConfigParser()
+s.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+s = s["DEFAULT"]
+
+setup(
+    name=s["lib_name"],
+    version=s["version"],
+    description=s["description"],
+    keywords=s["keywords"],
+    author=s["author"],
+    license=s["license"],
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=f">={s['min_python']}",
+    # The report notebooks travel inside the wheel as the package gpovae.notebooks.
+    packages=[*find_packages(include=["gpovae", "gpovae.*"]), "gpovae.notebooks"],
+    package_dir={"gpovae.notebooks": "nbs/reports"},
+    package_data={"gpovae.notebooks": ["*.ipynb"]},
+    install_requires=s["requirements"].split(),
+    extras_require={"dev": s["dev_requirements"].split()},
+    entry_points={"console_scripts": s["console_scripts"].split()},
+)
