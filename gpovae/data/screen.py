@@ -43,18 +43,18 @@ def find_column(
     if found: return found[0]
     raise GpovaeError(f"No perturbation column found: looked for {', '.join(PERTURBATION_COLUMNS)} among {', '.join(map(str, obs.columns)) or 'no columns'}. Name yours as perturbation_key.")
 
-# %% ../../nbs/10_data.screen.ipynb #64576e15
+# %% ../../nbs/10_data.screen.ipynb #6e5b2aca
 def canonical(
     label: str,                  # as it stands in the file
     control: str | None = None,  # the user's spelling of control, if not a common one
 ) -> str:
     "The label in one spelling: `control`, `A` or `A+B`."
-    def is_control(part): 
+    def is_control(part):
         if control is None: return bool(_control.fullmatch(part))
         return part == control or re.fullmatch(re.escape(control) + r"[-_ ]?\d+", part) is not None
-    if is_control(label): return CONTROL
-    parts = sorted({p.strip() for p in label.split("+") if p.strip() and not is_control(p.strip()) and not _control.fullmatch(p.strip())})
-    return "+".join(parts) or CONTROL
+    if "+" not in label: return CONTROL if is_control(label.strip()) else label.strip()
+    parts = {p.strip() for p in label.split("+") if p.strip()}
+    return "+".join(sorted(p for p in parts if not is_control(p) and not _control.fullmatch(p))) or CONTROL
 
 def targets(
     label: str,  # canonical label

@@ -1,0 +1,288 @@
+"""gpovae.data.prepare: refusals, reproducibility, the way to disk and back, and screens of unusual shape."""
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from gpovae.data.datasets import simulated
+from gpovae.data.matching import effective_number, plan, shift_table
+from gpovae.data.nodes import fold_changes, rank_sum_test
+from gpovae.data.prepare import prepare
+from gpovae.data.screen import GpovaeError, Key, Screen
+from gpovae.data.split import split_sizes
+
+warnings.filterwarnings("ignore", category=FutureWarning)
+SHARED = Path("/work/shared")
+
+
+def screen(**kw):
+    return simulated(**(dict(n_cells=600, n_genes=100, n_perturbations=5, seed=0) | kw))
+
+
+def run(adata, **kw):
+    return prepare(adata, **(dict(perturbation_key="gene", control="non-targeting", doublets=False, progress=False) | kw))
+
+
+def ours(a):
+    """All annotations as one flat dict."""
+    flat = {}
+    def walk(prefix, m):
+        for k in m:
+            v = m[k]
+            if prefix.count("/") == 1 and not str(k).startswith("gpovae_"): continue
+            if isinstance(v, dict): walk(f"{prefix}{k}/", v)
+            else: flat[f"{prefix}{k}"] = np.asarray(v)
+    for name in ("obs", "var", "obsm", "uns"): walk(f"{name}/", getattr(a, name))
+    return flat
+
+
+def assert_same(a, b, rtol=0):
+    a, b = ours(a), ours(b)
+    assert a.keys() == b.keys()
+    for k in a:
+        if a[k].dtype.kind == "f": assert np.allclose(a[k], b[k], rtol=rtol, atol=0, equal_nan=True), k
+        elif rtol and k == f"obsm/{Key.match}": assert (a[k] == b[k]).mean() > 0.99
+        else: assert np.array_equal(a[k], b[k]), k
+
+
+def with_X(change):
+    a = screen()
+    X = a.X.toarray(); change(X, a); a.X = X
+    return a
+
+
+def set_value(v):
+    def change(X, a): X[3, 7] = v
+    return lambda: with_X(change)
+
+
+def logged():
+    a = screen(); a.X = a.X.log1p(); return a
+
+
+def empty_cell():
+    def change(X, a): X[5] = 0
+    return with_X(change)
+
+
+def renamed(axis, i, j):
+    def make():
+        a = screen(); names = list(getattr(a, axis)); names[i] = names[j]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore"); setattr(a, axis, names)
+        return a
+    return make
+
+
+def relabelled(change):
+    def make():
+        a = screen(); a.obs["gene"] = change(a.obs["gene"].astype(object)); return a
+    return make
+
+
+def one_cell(g):
+    g = g.copy(); g.iloc[0] = "LONELY"; return g
+
+
+def missing(g):
+    g = g.copy(); g.iloc[4] = np.nan; return g
+
+
+BAD = {
+    "nan": (set_value(np.nan), {}, r"cell 'cell003', gene '.+' is not a number"),
+    "negative": (set_value(-1), {}, r"cell 'cell003', gene '.+' is negative"),
+    "fraction": (set_value(.5), {}, r"cell 'cell003', gene '.+' is not a whole number"),
+    "log": (logged, {}, r"not a whole number .*layer="),
+    "empty cell": (empty_cell, {}, r"first is 'cell005'"),
+    "gene twice": (renamed("var_names", 1, 0), {}, r"gene name\(s\) occur more than once"),
+    "cell twice": (renamed("obs_names", 1, 0), {}, r"cell name\(s\) occur more than once, the first is 'cell000'"),
+    "no control": (relabelled(lambda g: g.replace({"non-targeting": "A"})), {}, r"No control cells in obs\['gene'\]"),
+    "one cell": (relabelled(one_cell), {}, r"'LONELY'.*min_cells"),
+    "missing label": (relabelled(missing), {}, r"missing for 1 cell\(s\), the first is 'cell004'"),
+    "only controls": (relabelled(lambda g: g.map(lambda _: "non-targeting")), {}, r"control cells only"),
+    "key": (screen, dict(perturbation_key="guide"), r"no column 'guide'"),
+    "batch key": (screen, dict(batch_key="lane"), r"batch_key 'lane' not found"),
+    "layer": (screen, dict(layer="raw"), r"layer 'raw' not found"),
+    "size factor": (screen, dict(size_factor_exclude=["XYZ"]), r"'XYZ', which is not a gene"),
+    "n_mads": (screen, dict(n_mads=-1), r"n_mads is -1"),
+    "fractions": (screen, dict(fractions=(.5, .5, .5)), r"fractions \(0.5, 0.5, 0.5\)"),
+    "held out": (screen, dict(held_out=["XYZ"]), r"'XYZ' cannot be held out"),
+    "alpha": (screen, dict(alpha=0), r"alpha is 0"),
+    "min_lfc": (screen, dict(min_lfc=-1), r"min_lfc is -1"),
+    "max_extended": (screen, dict(max_extended=-1), r"max_extended is -1"),
+    "n_matches": (screen, dict(n_matches=0), r"n_matches is 0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_refusal_names_the_culprit_and_leaves_the_file_alone(name):
+    make, arguments, message = BAD[name]
+    a = make(); before = set(ours(a))
+    with pytest.raises(GpovaeError, match=message): run(a, **arguments)
+    assert set(ours(a)) == before
+
+
+def test_a_failing_step_leaves_the_earlier_preparation():
+    a = screen(); run(a); kept = a.copy()
+    with pytest.raises(GpovaeError): run(a, n_matches=0, seed=5, min_cells=90)
+    assert a.n_obs == kept.n_obs
+    assert_same(a, kept)
+
+
+def test_seed_decides_everything():
+    a, b, c = screen(), screen(), screen()
+    run(a, doublets=True); run(b, doublets=True); run(c, doublets=True, seed=1)
+    assert_same(a, b)
+    assert (Screen(a).split != Screen(c).split).any() and (a.obsm[Key.match] != c.obsm[Key.match]).any()
+    run(c, doublets=True)                       # a second preparation replaces the first
+    assert_same(a, c)
+
+
+def test_round_trip(tmp_path):
+    a = screen(); run(a, batch_key="batch", size_factor_exclude=[a.var_names[0]], held_out=0.2)
+    a.write_h5ad(tmp_path / "a.h5ad")
+    b = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert_same(a, b)
+    assert Screen(b).same_cells() and Screen(b).nodes.equals(Screen(a).nodes) and shift_table(b).equals(shift_table(a))
+
+
+def test_counts_are_never_altered_and_layers_are_found():
+    a = screen(); a.layers["counts"] = a.X.copy(); a.X = a.X.log1p()
+    X, counts = a.X.copy(), a.layers["counts"].copy()
+    s = run(a, doublets=True)
+    assert (a.X != X).nnz == 0 and (a.layers["counts"] != counts).nnz == 0
+    assert s.counts is a.layers["counts"]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, lambda X: np.asarray(X, dtype=np.int64), lambda X: sp.csr_matrix(X, dtype=np.int32), sp.csc_matrix])
+def test_storage_does_not_matter(kind):
+    a, b = screen(), screen(); b.X = kind(b.X.toarray())
+    run(a, doublets=True); run(b, doublets=True)
+    assert_same(a, b, rtol=1e-3)                # sums in another order
+
+
+def test_explicit_zeros_do_not_matter():
+    a, b = screen(), screen()
+    X = b.X.toarray(); r, c = np.nonzero(X == 0)
+    b.X = sp.csr_matrix((np.r_[X[X != 0], np.zeros(50, np.float32)], (np.r_[np.nonzero(X)[0], r[:50]], np.r_[np.nonzero(X)[1], c[:50]])), shape=X.shape)
+    run(a); run(b)
+    assert_same(a, b)
+    assert (b.X.toarray() == X).all()
+
+
+def test_subset_is_noticed():
+    a = screen(); run(a)
+    assert Screen(a).same_cells()
+    assert not Screen(a[10:].copy()).same_cells() and not Screen(a[::-1].copy()).same_cells()
+    assert Screen(a[:, ::-1].copy()).same_cells()          # genes may move, positions of cells stay
+    s = run(a[a.obs["gene"] != Screen(a).perturbations[0]].copy())
+    assert s.same_cells()
+
+
+def test_a_view_is_prepared_as_its_own_file():
+    a = screen(); v = a[:400]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore"); s = run(v)
+    assert s.adata is v and v.n_obs == 400 and s.same_cells() and not ours(a).keys() - {k for k in ours(a) if "truth" in k}
+
+
+def test_small_perturbations_leave_in_place():
+    a = screen(); few = a.obs["gene"].value_counts().iloc[-1]
+    s = run(a, min_cells=int(few) + 1)
+    assert s.same_cells() and len(s.perturbations) < 5 and a.uns[Key.prepare]["register"]["cells_in"] == 600 > a.n_obs
+
+
+def test_unmeasured_targets():
+    a = screen(unmeasured=1)
+    with pytest.warns(UserWarning, match="not among the measured genes"): s = run(a)
+    gone = s.nodes.index[s.nodes.position < 0]
+    assert len(gone) == 1 and shift_table(a)[gone[0]].isna().all() and gone[0] in shift_table(a).index
+    n = a.n_obs
+    s = run(a, drop_unmeasured=True)
+    assert a.n_obs < n and gone[0] not in s.nodes.index and s.same_cells()
+
+
+def test_combinations_have_a_row_and_their_targets_are_nodes():
+    a = screen(); g = a.obs["gene"].astype(str); p = sorted(set(g) - {"non-targeting"})
+    hit = np.flatnonzero(g == p[0])[:20]; g.iloc[hit] = f"{p[1]}+{p[0]}"; a.obs["gene"] = g
+    s = run(a)
+    pair = "+".join(sorted(p[:2]))
+    assert pair in shift_table(a).index and list(s.targets) == p
+
+
+def test_held_out_genes_leave_no_trace_in_training():
+    a = screen(); p = sorted(set(a.obs["gene"]) - {"non-targeting"})[0]
+    s = run(a, held_out=[p])
+    assert (s.split[s.labels == p] == "test").all() and p not in shift_table(a).index
+    b = a.copy(); X = b.X.toarray(); X[s.labels == p] = X[s.labels == p][:, ::-1]; b.X = sp.csr_matrix(X)      # garble the held-out cells
+    b.obs[Key.library_size] = np.asarray(b.X.sum(1)).ravel()
+    rows = s.rows("train", fail=False)
+    assert np.array_equal(fold_changes(s, rows)[1], fold_changes(Screen(b), rows)[1])
+
+
+def test_batches():
+    a = simulated(n_cells=900, n_genes=100, n_perturbations=4, n_batches=3, seed=2)
+    s = run(a, batch_key="batch")
+    m, own = a.obsm[Key.match], ~s.is_control
+    assert (s.split[m[own]] == s.split[own][:, None]).all()
+    train = own & (s.split == "train")
+    assert (s.batch[m[train]] == s.batch[train][:, None]).all()      # enough controls in every batch of the training split
+
+
+def test_tiny_screen():
+    rng = np.random.default_rng(0)
+    a = ad.AnnData(rng.poisson(5, (40, 6)).astype(np.float32), obs=pd.DataFrame({"gene": ["ctrl"] * 20 + ["A"] * 10 + ["B"] * 8 + ["C"] * 2}, index=[f"c{i}" for i in range(40)]), var=pd.DataFrame(index=list("ABCDEF")))
+    s = prepare(a, doublets=True, progress=False, n_mads=20)
+    assert s.split[s.labels == "C"].tolist().count("train") == 1 and (a.obsm[Key.match][~s.is_control] >= 0).all()
+    assert np.isfinite(shift_table(a, "se")).all(axis=None)
+
+
+@pytest.mark.parametrize("fractions", [(.64, .16, .2), (.8, 0, .2), (1, 0, 0), (.5, .1, .4)])
+def test_split_sizes(fractions):
+    for n in range(1, 60):
+        size = split_sizes(n, fractions)
+        assert size.sum() == n and (size >= 0).all() and all(s == 0 for s, f in zip(size, fractions) if f == 0)
+
+
+def test_silent_gene_has_an_error():
+    a = screen(); X = a.X.toarray(); g = 11; X[:, g] = 0; a.X = sp.csr_matrix(X)
+    s = run(a)
+    labels, shift, se, _ = fold_changes(s, s.rows("train", fail=False))
+    assert (shift[:, g] == 0).all() and (se[:, g] > 0.5).all()
+    assert (rank_sum_test(s, s.rows("train", fail=False))[:, g] == 1).all()
+
+
+def test_plan_has_uniform_marginals():
+    rng = np.random.default_rng(0); X, Y = rng.normal(size=(5, 3)) * 50, rng.normal(size=(17, 3))
+    P = plan(X, Y, 0.05)
+    assert np.allclose(P.sum(1), 1 / 5) and np.allclose(P.sum(0), 1 / 17, rtol=1e-2)
+    assert ((1 <= effective_number(P)) & (effective_number(P) <= 17)).all()
+
+
+@pytest.mark.skipif(not (SHARED / "conformance/metrics.npz").exists(), reason="the shared conformance folder is absent")
+def test_quality_threshold_is_the_published_one():
+    from gpovae.data.quality import mad_threshold
+    z = np.load(SHARED / "conformance/metrics.npz", allow_pickle=False)
+    values = z["qc.values"]
+    for k in (k for k in z.files if k.startswith("qc.mad") and k.endswith("threshold")):
+        t = float(k.removeprefix("qc.mad").split(".")[0])
+        assert np.isclose(mad_threshold(values, t), z[k]), k
+        flag = values < z[k] if t < 0 else values > z[k]
+        assert np.array_equal(flag, z[k.replace("threshold", "flag")].astype(bool))
+
+
+@pytest.mark.skipif(not (SHARED / "data/schraivogel2020_tapseq").exists(), reason="the shared TAP-seq screen is absent")
+def test_tap_seq_enhancer_makes_the_globins_nodes(monkeypatch):
+    from gpovae.data import datasets
+    monkeypatch.setenv("GPOVAE_DATA", str(SHARED / "data"))
+    a = datasets.schraivogel2020()
+    with pytest.warns(UserWarning, match="HS2"): s = prepare(a, doublets=False, progress=False, **datasets.prepare_arguments("schraivogel2020"))
+    rows = s.rows("train", fail=False)
+    labels, shift, _, _ = fold_changes(s, rows)
+    hit = rank_sum_test(s, rows)[labels.index("HS2")] < 0.05 / 72
+    assert set(s.genes[hit]) == {"HBE1", "HBD", "HBB"} <= set(s.nodes.index) and (shift[labels.index("HS2"), hit] < -0.5).all()
+    assert s.fail.mean() < 0.1
