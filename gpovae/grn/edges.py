@@ -10,15 +10,15 @@ import numpy as np, pandas as pd, torch
 from ..model.alignment import GRN
 from ..model.vae import Perturbations
 
-# %% ../../nbs/30_grn.edges.ipynb #30920c1a
+# %% ../../nbs/30_grn.edges.ipynb #26d1b3e4
 def edge_table(
     grn: GRN,
-    nodes: pd.DataFrame,           # index: names; perturbed (chapter *the data contract*)
+    nodes: pd.DataFrame,           # index: names; perturbed, position (chapter *the data contract*)
     min_probability: float = 0.5,  # leave out edges below; 0 keeps every pair that could be an edge
 ) -> pd.DataFrame:  # source, target, weight, probability, sign; most probable first
     "Edges between nodes, without self-edges, sorted by probability, then by absolute weight."
     with torch.no_grad(): p, w = torch.sigmoid(grn.edge_logit).cpu().numpy(), grn.weights().cpu().numpy()
-    can = np.broadcast_to(nodes.perturbed.to_numpy()[:, None], p.shape) & ~np.eye(len(nodes), dtype=bool)
+    can = nodes.perturbed.to_numpy()[:, None] & (nodes.position.to_numpy() >= 0) & ~np.eye(len(nodes), dtype=bool)
     i, j = np.nonzero(can & (p >= min_probability))
     table = pd.DataFrame(dict(source=nodes.index[i], target=nodes.index[j], weight=w[i, j], probability=p[i, j],
                               sign=np.sign(w[i, j]).astype(int) if grn.signed else np.zeros(len(i), int)))

@@ -55,7 +55,7 @@ def published_alignment(
     "Mean absolute error between accumulated logits and thresholded unsigned shifts (paper, section on GRN alignment)."
     return (total - (shift - eps)).abs().mean()
 
-# %% ../../nbs/21_model.alignment.ipynb #2b2c3942
+# %% ../../nbs/21_model.alignment.ipynb #79d021ab
 class GRN(nn.Module):
     "The network parameters. `signed=False`: one logit per edge, as published. `signed=True`: an edge logit and a signed direct effect."
     def __init__(self,
@@ -63,14 +63,14 @@ class GRN(nn.Module):
         signed: bool = True,
         hops: int = 5,       # K: paths of up to K + 1 edges
         edge_prior: float = 0.3,   # prior probability of an edge
-        regulator=None,      # (n,) bool: nodes that were perturbed; only these have outgoing edges. None: all
+        measured=None,       # (n,) bool: only these can be targets. None: all
     ):
         super().__init__()
         self.n, self.signed, self.hops = n, signed, hops
         self.edge_logit = nn.Parameter(torch.zeros(n, n))
         if signed: self.effect = nn.Parameter(torch.zeros(n, n))
-        allowed = torch.ones(n, n) if regulator is None else torch.as_tensor(regulator, dtype=torch.float32)[:, None].repeat(1, n)
-        self.register_buffer("allowed", allowed * (1 - torch.eye(n)) if signed else torch.ones(n, n))
+        allowed = (1 - torch.eye(n)) * (1.0 if measured is None else torch.as_tensor(measured, dtype=torch.float32))
+        self.register_buffer("allowed", allowed if signed else torch.ones(n, n))
         self.register_buffer("edge_prior", torch.tensor(float(edge_prior)))
 
     def probability(self) -> torch.Tensor:
@@ -108,56 +108,66 @@ def shift_alignment(
     z = torch.where(seen, predicted - mean, 0.0) / torch.where(seen, se ** 2 + floor ** 2, 1.0).sqrt()
     return F.huber_loss(z, torch.zeros_like(z), delta=3.0, reduction="none").sum(1) / seen.sum(1).clamp_min(1)
 
-# %% ../../nbs/21_model.alignment.ipynb #39302cbf
-def _ascend(S, X, omega, regulators, p, m, pi, tau2, sweeps):
-    "Coordinate ascent of all columns at once. S (R, n) measured, X (R, n) regressors, omega (R, n) precision; p, m (n, n) are updated in place."
-    a, fit = (X ** 2).T @ omega, X @ (p * m)
-    for _ in range(sweeps):
-        for i in regulators:
-            x, w = X[:, i], p[i] * m[i]
-            v = 1 / (a[i] + 1 / tau2)
-            m[i] = v * (x @ (omega * (S - fit)) + a[i] * w)
-            logit = math.log(pi / (1 - pi)) + 0.5 * np.log(v / tau2) + m[i] ** 2 / (2 * v)
-            p[i] = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
-            p[i, i] = 0
-            fit += np.outer(x, p[i] * m[i] - w)
-        P, V = p[regulators], 1 / (a[regulators] + 1 / tau2)
-        pi = float(np.clip(P.mean(), 1e-3, 0.5))
-        tau2 = float(np.clip((P * (m[regulators] ** 2 + V)).sum() / max(P.sum(), 1e-9), 1e-3, 4.0))
-    return pi, tau2
+# %% ../../nbs/21_model.alignment.ipynb #02b528a6
+class _Slab:
+    "State of the spike-and-slab regression: probability p, effect m (n, n), prior density and slab variance of each class of regulators."
+    def __init__(self, n: int, perturbed: np.ndarray):
+        self.group, self.pi, self.tau2 = (~perturbed).astype(int), np.array([0.1, 0.025]), np.array([0.1, 0.1])
+        self.p, self.m, self.v = self.pi[self.group][:, None].repeat(n, 1), np.zeros((n, n)), np.zeros((n, n))
 
-# %% ../../nbs/21_model.alignment.ipynb #41798f41
+    def ascend(self, S, X, omega, intercept, order, sweeps):
+        "Coordinate ascent of all columns at once. S (R, n) measured, X (R, n) regressors, omega (R, n) precision. Returns the fit (R, n)."
+        p, m, a, fit = self.p, self.m, (X ** 2).T @ omega, X @ (self.p * self.m) + intercept
+        for _ in range(sweeps):
+            for i in order:
+                x, w, pi, tau2 = X[:, i], p[i] * m[i], self.pi[self.group[i]], self.tau2[self.group[i]]
+                self.v[i] = 1 / (a[i] + 1 / tau2)
+                m[i] = self.v[i] * (x @ (omega * (S - fit)) + a[i] * w)
+                logit = math.log(pi / (1 - pi)) + 0.5 * np.log(self.v[i] / tau2) + m[i] ** 2 / (2 * self.v[i])
+                p[i] = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
+                p[i, i] = 0
+                fit += np.outer(x, p[i] * m[i] - w)
+            for g in set(self.group[order]):
+                k = [i for i in order if self.group[i] == g]
+                self.pi[g] = np.clip(p[k].mean(), 1e-3, 0.5)
+                self.tau2[g] = np.clip((p[k] * (m[k] ** 2 + self.v[k])).sum() / max(p[k].sum(), 1e-9), 1e-3, 4.0)
+        return fit
+
+# %% ../../nbs/21_model.alignment.ipynb #f586e98b
 def fit_network(
-    mean: np.ndarray,        # (R, n) measured shifts, NaN where a node is not measured
-    se: np.ndarray,          # (R, n) standard errors
+    mean: np.ndarray,          # (R, n) measured shifts, NaN where a node is not measured
+    se: np.ndarray,            # (R, n) standard errors
     targets: list[list[int]],  # nodes that each of the R perturbations targets
-    rounds: int = 3,         # of denoising the regressors
-    sweeps: int = 20,        # of coordinate ascent per round
-    floor: float = 0.02,     # error of the log-linear approximation, in log expression
-) -> tuple[np.ndarray, np.ndarray, float]:  # (n, n) probability, (n, n) signed direct effect, prior density pi
-    "Sparse signed direct effects from the table of shifts and standard errors; regulators are the targeted nodes."
+    rounds: int = 6,           # of denoising the regressors and learning the misfit
+    sweeps: int = 10,          # of coordinate ascent per round
+    floor: float = 0.02,       # least misfit of the log-linear network, in log expression
+) -> tuple[np.ndarray, np.ndarray, float]:  # (n, n) probability, (n, n) signed direct effect, prior density of perturbed regulators
+    "Sparse signed direct effects from the table of shifts and standard errors alone."
     R, n = mean.shape
-    own, regulators = np.zeros((R, n), bool), sorted({t for ts in targets for t in ts})
+    own, seen = np.zeros((R, n), bool), np.isfinite(mean)
     for r, ts in enumerate(targets): own[r, ts] = True
-    kappa = own_shift(mean, own)
-    seen = np.isfinite(mean)
-    S, var = np.where(seen, mean, 0.0).astype(float), np.where(seen, se, np.inf).astype(float) ** 2 + floor ** 2
-    S = np.where(own, kappa[None], S)
-    free = seen & ~own
-    omega0, predicted = np.where(free, 1 / var, 0.0), np.zeros_like(S)
-    p, m, pi, tau2 = np.full((n, n), 0.1), np.zeros((n, n)), 0.1, 0.1
-    p[[i for i in range(n) if i not in set(regulators)]] = 0
+    kappa, perturbed, free = own_shift(mean, own), own.any(0), seen & ~own
+    S, noise = np.where(own, kappa, np.where(seen, mean, 0.0)).astype(float), np.where(free, se, 1.0).astype(float) ** 2
+    order = [*np.flatnonzero(perturbed), *np.flatnonzero(~perturbed & seen.any(0))]
+    slab, misfit, intercept, predicted = _Slab(n, perturbed), np.full(n, floor ** 2), np.zeros(n), np.zeros_like(S)
+    slab.p[np.setdiff1d(np.arange(n), order)] = 0
     for _ in range(rounds):
-        spread = max(float(((S - predicted)[free] ** 2 - var[free]).mean()) if free.any() else 0.0, 1e-4)   # of true shifts around the prediction
-        weight = np.where(free, spread / (spread + np.where(free, var, 1.0)), 0.0)
-        X = np.where(own, S, predicted + weight * (S - predicted))                     # posterior mean of the regressors
-        left = np.where(own, 0.0, (1 - weight) * spread)                               # and variance
-        omega = np.where(free, 1 / (1 / np.maximum(omega0, 1e-12) + left @ (p * m) ** 2), 0.0)
-        pi, tau2 = _ascend(S, X, omega, regulators, p, m, pi, tau2, sweeps)
-        T = k_hop(torch.eye(n, dtype=torch.float64), contract(torch.from_numpy(p * m)), 6).numpy()
+        var, moved = noise + misfit, S - np.where(own, 0.0, intercept)
+        spread = max(float(((moved - predicted) ** 2 - var)[free].mean()), 1e-4) if free.any() else 1e-4   # of true shifts around the prediction
+        weight = np.where(free, spread / (spread + var), 0.0)
+        X = np.where(own, S, predicted + weight * (moved - predicted))            # posterior mean of the regressors
+        left = np.where(own, 0.0, (1 - weight) * spread) @ (slab.p * slab.m) ** 2 # what remains unknown of them, as it reaches the target
+        omega = np.where(free, 1 / (var + left), 0.0)
+        residual = np.where(free, S - slab.ascend(S, X, omega, intercept, order, sweeps) + intercept, 0.0)
+        intercept = (omega * residual).sum(0) / (omega.sum(0) + 1 / 0.05 ** 2)
+        doubt = X ** 2 @ (slab.p * (slab.m ** 2 + slab.v) - (slab.p * slab.m) ** 2)
+        excess = np.where(free, (residual - intercept) ** 2 + doubt - noise - left, 0.0)
+        overall = max(excess.sum() / max(free.sum(), 1), floor ** 2)
+        misfit = np.maximum((excess.sum(0) + 5 * overall) / (free.sum(0) + 5), floor ** 2)               # shrunken towards all targets
+        T = k_hop(torch.eye(n, dtype=torch.float64), contract(torch.from_numpy(slab.p * slab.m)), 6).numpy()
         rows = kappa[:, None] * T / np.diag(T)[:, None]
         predicted = np.stack([rows[ts].sum(0) for ts in targets])
-    return p.astype(np.float32), m.astype(np.float32), pi
+    return slab.p.astype(np.float32), slab.m.astype(np.float32), float(slab.pi[0])
 
 def own_shift(mean: np.ndarray, own: np.ndarray) -> np.ndarray:
     "kappa: (n,) mean shift of each node where it is the target; -1 where that is not measured (its effects are then relative) or never happened."

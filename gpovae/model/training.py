@@ -18,7 +18,7 @@ from .alignment import GRN, fit_network
 from .objective import Settings, draw, make_settings, objective
 from .vae import VAE, Perturbations
 
-# %% ../../nbs/24_model.training.ipynb #3341b297
+# %% ../../nbs/24_model.training.ipynb #43a2a23e
 def build(
     screen: Screen,
     settings: Settings,
@@ -30,7 +30,7 @@ def build(
     perturbations = _perturbations(screen, cells, nodes)
     signed = settings.alignment == "effects"
     probability, effect, density = _first_network(perturbations) if signed else (None, None, 0.3)
-    grn = GRN(len(nodes), signed, settings.hops, settings.edge_prior or density, regulator=nodes.perturbed.to_numpy())
+    grn = GRN(len(nodes), signed, settings.hops, settings.edge_prior or density, nodes.position.to_numpy() >= 0)
     if signed:
         with torch.no_grad(): grn.edge_logit.copy_(torch.logit(torch.from_numpy(probability), 1e-3)); grn.effect.copy_(torch.from_numpy(effect))
     batches = cells.batches if settings.covariate else []
