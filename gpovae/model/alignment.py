@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['EPS', 'sample_mask', 'k_hop', 'contract', 'published_alignment', 'GRN', 'shift_alignment', 'fit_network', 'own_shift']
 
-# %% ../../nbs/21_model.alignment.ipynb #50e285ad
+# %% ../../nbs/21_model.alignment.ipynb #14c73c31
 import math, numpy as np, torch
 from torch import nn
 import torch.nn.functional as F
+from tqdm import tqdm
 
 # %% ../../nbs/21_model.alignment.ipynb #21685c56
 EPS = torch.finfo(torch.float32).eps
@@ -133,24 +134,12 @@ class _Slab:
                 self.tau2[g] = np.clip((p[k] * (m[k] ** 2 + self.v[k])).sum() / max(p[k].sum(), 1e-9), 1e-3, 4.0)
         return fit
 
-# %% ../../nbs/21_model.alignment.ipynb #f586e98b
-def fit_network(
-    mean: np.ndarray,          # (R, n) measured shifts, NaN where a node is not measured
-    se: np.ndarray,            # (R, n) standard errors
-    targets: list[list[int]],  # nodes that each of the R perturbations targets
-    rounds: int = 6,           # of denoising the regressors and learning the misfit
-    sweeps: int = 10,          # of coordinate ascent per round
-    floor: float = 0.02,       # least misfit of the log-linear network, in log expression
-) -> tuple[np.ndarray, np.ndarray, float]:  # (n, n) probability, (n, n) signed direct effect, prior density of perturbed regulators
-    "Sparse signed direct effects from the table of shifts and standard errors alone."
-    R, n = mean.shape
-    own, seen = np.zeros((R, n), bool), np.isfinite(mean)
-    for r, ts in enumerate(targets): own[r, ts] = True
-    kappa, perturbed, free = own_shift(mean, own), own.any(0), seen & ~own
-    S, noise = np.where(own, kappa, np.where(seen, mean, 0.0)).astype(float), np.where(free, se, 1.0).astype(float) ** 2
-    order = [*np.flatnonzero(perturbed), *np.flatnonzero(~perturbed & seen.any(0))]
-    slab, misfit, intercept, predicted = _Slab(n, perturbed), np.full(n, floor ** 2), np.zeros(n), np.zeros_like(S)
+# %% ../../nbs/21_model.alignment.ipynb #4d59bd19
+def _fit_once(S, own, free, noise, targets, order, rng, rounds, sweeps, floor):
+    "One run of `fit_network`, regulators in random order. Returns the slab."
+    n, kappa, slab = S.shape[1], own_shift(np.where(own, S, np.nan), own), _Slab(S.shape[1], own.any(0))
     slab.p[np.setdiff1d(np.arange(n), order)] = 0
+    misfit, intercept, predicted = np.full(n, floor ** 2), np.zeros(n), np.zeros_like(S)
     for _ in range(rounds):
         var, moved = noise + misfit, S - np.where(own, 0.0, intercept)
         spread = max(float(((moved - predicted) ** 2 - var)[free].mean()), 1e-4) if free.any() else 1e-4   # of true shifts around the prediction
@@ -158,7 +147,7 @@ def fit_network(
         X = np.where(own, S, predicted + weight * (moved - predicted))            # posterior mean of the regressors
         left = np.where(own, 0.0, (1 - weight) * spread) @ (slab.p * slab.m) ** 2 # what remains unknown of them, as it reaches the target
         omega = np.where(free, 1 / (var + left), 0.0)
-        residual = np.where(free, S - slab.ascend(S, X, omega, intercept, order, sweeps) + intercept, 0.0)
+        residual = np.where(free, S - slab.ascend(S, X, omega, intercept, rng.permutation(order), sweeps) + intercept, 0.0)
         intercept = (omega * residual).sum(0) / (omega.sum(0) + 1 / 0.05 ** 2)
         doubt = X ** 2 @ (slab.p * (slab.m ** 2 + slab.v) - (slab.p * slab.m) ** 2)
         excess = np.where(free, (residual - intercept) ** 2 + doubt - noise - left, 0.0)
@@ -167,7 +156,27 @@ def fit_network(
         T = k_hop(torch.eye(n, dtype=torch.float64), contract(torch.from_numpy(slab.p * slab.m)), 6).numpy()
         rows = kappa[:, None] * T / np.diag(T)[:, None]
         predicted = np.stack([rows[ts].sum(0) for ts in targets])
-    return slab.p.astype(np.float32), slab.m.astype(np.float32), float(slab.pi[0])
+    return slab
+
+def fit_network(
+    mean: np.ndarray,          # (R, n) measured shifts, NaN where a node is not measured
+    se: np.ndarray,            # (R, n) standard errors
+    targets: list[list[int]],  # nodes that each of the R perturbations targets
+    starts: int = 16,          # runs with the regulators in random order, averaged
+    rounds: int = 3,           # of denoising the regressors and learning the misfit
+    sweeps: int = 3,           # of coordinate ascent per round
+    floor: float = 0.02,       # least misfit of the log-linear network, in log expression
+    seed: int = 0,             # of the orders
+) -> tuple[np.ndarray, np.ndarray, float]:  # (n, n) probability, (n, n) signed direct effect, prior density of perturbed regulators
+    "Sparse signed direct effects from the table of shifts and standard errors alone."
+    own, seen = np.zeros(mean.shape, bool), np.isfinite(mean)
+    for r, ts in enumerate(targets): own[r, ts] = True
+    free, perturbed = seen & ~own, own.any(0)
+    S = np.where(own, own_shift(mean, own), np.where(seen, mean, 0.0)).astype(float)
+    noise, order, rng = np.where(free, se, 1.0).astype(float) ** 2, np.flatnonzero(perturbed | seen.any(0)), np.random.default_rng(seed)
+    runs = [_fit_once(S, own, free, noise, targets, order, rng, rounds, sweeps, floor) for _ in tqdm(range(starts), desc="fitting the network", delay=2)]
+    p, w = np.mean([r.p for r in runs], 0), np.mean([r.p * r.m for r in runs], 0)
+    return p.astype(np.float32), (w / np.maximum(p, 1e-12)).astype(np.float32), float(np.mean([r.pi[0] for r in runs]))
 
 def own_shift(mean: np.ndarray, own: np.ndarray) -> np.ndarray:
     "kappa: (n,) mean shift of each node where it is the target; -1 where that is not measured (its effects are then relative) or never happened."
