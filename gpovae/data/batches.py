@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Batch', 'mean_shares', 'median_profiles', 'Cells']
 
-# %% ../../nbs/18_data.batches.ipynb #918d8750
+# %% ../../nbs/18_data.batches.ipynb #f7c100a1
 from typing import NamedTuple
 import numpy as np, scipy.sparse as sp, torch
+from fastcore.basics import patch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 from .screen import CONTROL, GpovaeError, Key, Screen, dense, log_normalised, targets
 
@@ -53,7 +54,7 @@ def median_profiles(
         genes, v = genes[above.any(0)], v + 1
     return out
 
-# %% ../../nbs/18_data.batches.ipynb #3bd864b4
+# %% ../../nbs/18_data.batches.ipynb #1f18b46b
 class Cells(Dataset):
     "The cells of one split. Indexing with a list of positions gives a `Batch`."
     def __init__(self,
@@ -85,44 +86,48 @@ class Cells(Dataset):
 
     def __len__(self): return len(self.rows)
 
-    def _group(self): return (self.label + 1) * 2 + self.fail
-
-    def _mean_partner(self, seed):
-        group = self._group()
-        self.shares = mean_shares(self.X, self.library, group, 2 * len(self.labels) + 2)
-        self.paired = np.bincount(group, minlength=len(self.shares))[group ^ 1] > 0
-        return lambda i: self.shares[group[i] ^ 1] * self.library[i, None]
-
-    def _median_partner(self, seed):
-        rng, blocks, order = np.random.default_rng(seed), [], []
-        self.paired = np.zeros(len(self), bool)
-        for g in np.unique(self.label):
-            cells = np.flatnonzero(self.label == g); pool = cells[self.fail[cells]]
-            profile = median_profiles(self.X[pool], len(cells), rng) if len(pool) else np.zeros((len(cells), self.X.shape[1]), np.float32)
-            self.paired[cells] = profile.sum(1) > 0                              # the published rule: all-zero partners drop out
-            blocks.append(sp.csr_matrix(profile)); order.append(cells)
-        self.medians = sp.vstack(blocks).tocsr()[np.argsort(np.concatenate(order))]
-        return lambda i: dense(self.medians[i])
-
-    def _matched(self):
-        if not self.screen.same_cells(): raise GpovaeError("Cells were added, removed or re-ordered after gpovae.prepare: matched controls are stored as positions. Run gpovae.prepare(adata) again.")
-        return np.asarray(self.screen.adata.obsm[Key.match])[self.rows, 0]
-
-    def _shift(self, i):
-        at = self.screen.nodes.position.to_numpy()
-        out, match = np.zeros((len(i), len(at)), np.float32), self._match[i]
-        own, hit = self.rows[i], match >= 0
-        cell = log_normalised(self.screen, own[hit], at[at >= 0]); control = log_normalised(self.screen, match[hit], at[at >= 0])
-        out[np.ix_(hit, at >= 0)] = np.abs(cell - control)
-        return torch.from_numpy(out)
-
-    def __getitem__(self, i) -> Batch:
-        i = np.asarray(i)
-        t = torch.from_numpy
-        return Batch(t(dense(self.X[i])), t(self.library[i]), t(self.label[i]), t(self.fail[i].astype(np.float32)), t(self.batch[i]),
-                     t(np.ascontiguousarray(self._pair(i), dtype=np.float32)), t(self.paired[i]), None if self._match is None else self._shift(i))
-
     def loader(self, batch_size: int = 512, shuffle: bool = True, seed: int = 0) -> DataLoader:
         "Batches of cells; the order of every epoch follows from the seed."
         order = RandomSampler(self, generator=torch.Generator().manual_seed(seed)) if shuffle else SequentialSampler(self)
         return DataLoader(self, sampler=BatchSampler(order, batch_size, drop_last=False), batch_size=None)
+
+# %% ../../nbs/18_data.batches.ipynb #b0f4695d
+@patch
+def _mean_partner(self: Cells, seed):
+    group = (self.label + 1) * 2 + self.fail
+    shares = mean_shares(self.X, self.library, group, 2 * len(self.labels) + 2)
+    self.paired = np.bincount(group, minlength=len(shares))[group ^ 1] > 0
+    return lambda i: shares[group[i] ^ 1] * self.library[i, None]
+
+@patch
+def _median_partner(self: Cells, seed):
+    rng, blocks, order = np.random.default_rng(seed), [], []
+    self.paired = np.zeros(len(self), bool)
+    for g in np.unique(self.label):
+        cells = np.flatnonzero(self.label == g); pool = cells[self.fail[cells]]
+        profile = median_profiles(self.X[pool], len(cells), rng) if len(pool) else np.zeros((len(cells), self.X.shape[1]), np.float32)
+        self.paired[cells] = profile.sum(1) > 0                              # the published rule: all-zero partners drop out
+        blocks.append(sp.csr_matrix(profile)); order.append(cells)
+    medians = sp.vstack(blocks).tocsr()[np.argsort(np.concatenate(order))]
+    return lambda i: dense(medians[i])
+
+# %% ../../nbs/18_data.batches.ipynb #f4dc688c
+@patch
+def _matched(self: Cells):
+    if not self.screen.same_cells(): raise GpovaeError("Cells were added, removed or re-ordered after gpovae.prepare: matched controls are stored as positions. Run gpovae.prepare(adata) again.")
+    return np.asarray(self.screen.adata.obsm[Key.match])[self.rows, 0]
+
+@patch
+def _shift(self: Cells, i):
+    at = self.screen.nodes.position.to_numpy()
+    out, match = np.zeros((len(i), len(at)), np.float32), self._match[i]
+    own, hit = self.rows[i], match >= 0
+    cell = log_normalised(self.screen, own[hit], at[at >= 0]); control = log_normalised(self.screen, match[hit], at[at >= 0])
+    out[np.ix_(hit, at >= 0)] = np.abs(cell - control)
+    return torch.from_numpy(out)
+
+@patch
+def __getitem__(self: Cells, i) -> Batch:
+    i, t = np.asarray(i), torch.from_numpy
+    return Batch(t(dense(self.X[i])), t(self.library[i]), t(self.label[i]), t(self.fail[i].astype(np.float32)), t(self.batch[i]),
+                 t(np.ascontiguousarray(self._pair(i), dtype=np.float32)), t(self.paired[i]), None if self._match is None else self._shift(i))

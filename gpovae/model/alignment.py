@@ -109,7 +109,7 @@ def shift_alignment(
     z = torch.where(seen, predicted - mean, 0.0) / torch.where(seen, se ** 2 + floor ** 2, 1.0).sqrt()
     return F.huber_loss(z, torch.zeros_like(z), delta=3.0, reduction="none").sum(1) / seen.sum(1).clamp_min(1)
 
-# %% ../../nbs/21_model.alignment.ipynb #02b528a6
+# %% ../../nbs/21_model.alignment.ipynb #ea0e67c5
 class _Slab:
     "State of the spike-and-slab regression: probability p, effect m (n, n), prior density and slab variance of each class of regulators."
     def __init__(self, n: int, perturbed: np.ndarray):
@@ -119,12 +119,14 @@ class _Slab:
     def ascend(self, S, X, omega, intercept, order, sweeps):
         "Coordinate ascent of all columns at once. S (R, n) measured, X (R, n) regressors, omega (R, n) precision. Returns the fit (R, n)."
         p, m, a, fit = self.p, self.m, (X ** 2).T @ omega, X @ (self.p * self.m) + intercept
+        movers = a ** 2 / np.maximum((X ** 4).T @ omega ** 2, 1e-12)               # effective number of perturbations that moved i
+        alone = (self.group[:, None] == 1) & (movers < 2)
         for _ in range(sweeps):
             for i in order:
                 x, w, pi, tau2 = X[:, i], p[i] * m[i], self.pi[self.group[i]], self.tau2[self.group[i]]
                 self.v[i] = 1 / (a[i] + 1 / tau2)
                 m[i] = self.v[i] * (x @ (omega * (S - fit)) + a[i] * w)
-                logit = math.log(pi / (1 - pi)) + 0.5 * np.log(self.v[i] / tau2) + m[i] ** 2 / (2 * self.v[i])
+                logit = math.log(pi / (1 - pi)) + 0.5 * np.log(self.v[i] / tau2) + m[i] ** 2 / (2 * self.v[i]) - 9 * alone[i]
                 p[i] = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
                 p[i, i] = 0
                 fit += np.outer(x, p[i] * m[i] - w)
@@ -134,7 +136,7 @@ class _Slab:
                 self.tau2[g] = np.clip((p[k] * (m[k] ** 2 + self.v[k])).sum() / max(p[k].sum(), 1e-9), 1e-3, 4.0)
         return fit
 
-# %% ../../nbs/21_model.alignment.ipynb #4d59bd19
+# %% ../../nbs/21_model.alignment.ipynb #aaf8e16e
 def _fit_once(S, own, free, noise, targets, order, rng, rounds, sweeps, floor):
     "One run of `fit_network`, regulators in random order. Returns the slab."
     n, kappa, slab = S.shape[1], own_shift(np.where(own, S, np.nan), own), _Slab(S.shape[1], own.any(0))
@@ -167,6 +169,7 @@ def fit_network(
     sweeps: int = 3,           # of coordinate ascent per round
     floor: float = 0.02,       # least misfit of the log-linear network, in log expression
     seed: int = 0,             # of the orders
+    progress: bool = True,     # a bar, if it takes more than two seconds
 ) -> tuple[np.ndarray, np.ndarray, float]:  # (n, n) probability, (n, n) signed direct effect, prior density of perturbed regulators
     "Sparse signed direct effects from the table of shifts and standard errors alone."
     own, seen = np.zeros(mean.shape, bool), np.isfinite(mean)
@@ -174,7 +177,7 @@ def fit_network(
     free, perturbed = seen & ~own, own.any(0)
     S = np.where(own, own_shift(mean, own), np.where(seen, mean, 0.0)).astype(float)
     noise, order, rng = np.where(free, se, 1.0).astype(float) ** 2, np.flatnonzero(perturbed | seen.any(0)), np.random.default_rng(seed)
-    runs = [_fit_once(S, own, free, noise, targets, order, rng, rounds, sweeps, floor) for _ in tqdm(range(starts), desc="fitting the network", delay=2)]
+    runs = [_fit_once(S, own, free, noise, targets, order, rng, rounds, sweeps, floor) for _ in tqdm(range(starts), desc="fitting the network", delay=2, disable=not progress)]
     p, w = np.mean([r.p for r in runs], 0), np.mean([r.p * r.m for r in runs], 0)
     return p.astype(np.float32), (w / np.maximum(p, 1e-12)).astype(np.float32), float(np.mean([r.pi[0] for r in runs]))
 

@@ -18,7 +18,7 @@ from .alignment import EPS, published_alignment, shift_alignment
 from .likelihood import count_constant, log_likelihood, log_mean
 from .vae import VAE, Gaussian, Noise, draw_noise
 
-# %% ../../nbs/23_model.objective.ipynb #9fe8901e
+# %% ../../nbs/23_model.objective.ipynb #040d2ad5
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a training run, apart from the data and the seed."
@@ -28,7 +28,7 @@ class Settings:
     partner: Literal["mean", "median"] = "mean"                    # counterfactual partner (chapter *batches*)
     kl: Literal["closed", "sampled"] = "closed"                    # KL of z_b, M, E, E_a
     alignment: Literal["effects", "logits"] = "effects"            # signed direct effects against the table, or mask logits against single cells
-    latent_effect: Literal["network", "mask"] = "network"          # perturbation latent: network plus amendment, or masked embedding alone
+    latent_effect: Literal["network", "mask"] = "network"          # perturbation latent: embedding around the network's effect, or masked embedding
     covariate: bool = True                                         # batch one-hot into encoder and decoder
     validation: Literal["elbo", "total"] = "elbo"                  # held-out ELBO plus alignment with fixed draws, or total loss with random draws
     scale_floor: float = 0.05                                      # least standard deviation of a standardised gene; 0 as published
@@ -94,9 +94,9 @@ def published_divergence(a: Gaussian, b: Gaussian) -> torch.Tensor:
     r = a.std / b.std
     return -0.5 * (1 + 2 * r.log() - (a.mean - b.mean) ** 2 - r ** 2)
 
-# %% ../../nbs/23_model.objective.ipynb #60e0ddac
+# %% ../../nbs/23_model.objective.ipynb #235cfa40
 def log_p(vae: VAE, batch: Batch, z_b, z_p, z_a) -> torch.Tensor:  # (S, B)
-    "Log likelihood of the counts, particle by particle, so that no more than one (cells, genes) tensor per particle is at work."
+    "Log likelihood of the counts, particle by particle, (no tensor of particles x cells x genes)."
     constant, S = count_constant(batch.x, vae.log_theta), z_b.shape[0]
     def one(s):
         f = vae.decode(z_b[s], z_p[s], z_a[s], batch.batch)

@@ -51,7 +51,7 @@ def basal_latent(vae: VAE, cells: Cells, block: int = 2048) -> np.ndarray:
         out.append(vae.encode(vae.standardise(b.x), z_p, b.fail[:, None] * e_a, b.batch).mean)
     return torch.cat(out).numpy()
 
-# %% ../../nbs/25_model.predict.ipynb #f78eeabf
+# %% ../../nbs/25_model.predict.ipynb #69dd2016
 @torch.no_grad()
 def mean_latent(
     vae: VAE,
@@ -62,9 +62,8 @@ def mean_latent(
     "Rows of the perturbation latent: posterior mean and draws."
     g = torch.Generator().manual_seed(seed)
     shape = draws, len(nodes), vae.grn.n
-    E = vae.effects(nodes, torch.rand(shape, generator=g), torch.zeros(shape))     # mask sampled, E at its mean given the mask
-    noise = E.mask * E.q.std * torch.randn(shape, generator=g)
-    return E.latent.mean(0), E.latent + noise
+    u, eps = torch.rand(shape, generator=g), torch.randn(shape, generator=g)
+    return vae.effects(nodes, u, torch.zeros(shape)).latent.mean(0), vae.effects(nodes, u, eps).latent     # for the mean, E at its mean given the mask
 
 @torch.no_grad()
 def _log_counts(vae: VAE, context: Context, z_p: torch.Tensor) -> torch.Tensor:

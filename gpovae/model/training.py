@@ -18,18 +18,19 @@ from .alignment import GRN, fit_network
 from .objective import Settings, draw, make_settings, objective
 from .vae import VAE, Perturbations
 
-# %% ../../nbs/24_model.training.ipynb #43a2a23e
+# %% ../../nbs/24_model.training.ipynb #71e1532a
 def build(
     screen: Screen,
     settings: Settings,
     seed: int = 0,
+    progress: bool = False,
 ) -> tuple[VAE, list[str], list[str]]:  # model, perturbations in its numbering, experimental batches likewise
     "A model for this screen, initialised from its training cells."
     torch.manual_seed(seed)
     cells, nodes = Cells(screen, "train"), screen.nodes
     perturbations = _perturbations(screen, cells, nodes)
     signed = settings.alignment == "effects"
-    probability, effect, density = _first_network(perturbations) if signed else (None, None, 0.3)
+    probability, effect, density = _first_network(perturbations, seed, progress) if signed else (None, None, 0.3)
     grn = GRN(len(nodes), signed, settings.hops, settings.edge_prior or density, nodes.position.to_numpy() >= 0)
     if signed:
         with torch.no_grad(): grn.edge_logit.copy_(torch.logit(torch.from_numpy(probability), 1e-3)); grn.effect.copy_(torch.from_numpy(effect))
@@ -51,11 +52,11 @@ def _perturbations(screen, cells, nodes) -> Perturbations:
     index = [[nodes.index.get_loc(t) for t in targets(p)] for p in cells.labels]
     return Perturbations(index, np.asarray(table["mean"])[rows], np.asarray(table["se"])[rows], np.bincount(cells.label[cells.label >= 0], minlength=len(rows)), int(cells.fail.sum()))
 
-def _first_network(P: Perturbations):
+def _first_network(P: Perturbations, seed, progress):
     "Fit of the network to the table; own entries are put back, because there they serve as regressors."
     mean, index = P.mean.numpy().copy(), [[int(t) for t in row if t < P.n] for row in P.targets]
     for r, ts in enumerate(index): mean[r, ts] = P.kappa.numpy()[ts]
-    return fit_network(mean, np.nan_to_num(P.se.numpy(), nan=1.0), index)
+    return fit_network(mean, np.nan_to_num(P.se.numpy(), nan=1.0), index, seed=seed, progress=progress)
 
 # %% ../../nbs/24_model.training.ipynb #3c469b45
 class Loop(pl.LightningModule):
@@ -99,7 +100,7 @@ class Progress(Callback):
     def on_train_end(self, *_): self.bar.close()
     def on_exception(self, *_): self.bar.close()
 
-# %% ../../nbs/24_model.training.ipynb #b610c46b
+# %% ../../nbs/24_model.training.ipynb #767ecc8d
 def fit(
     vae: VAE,
     screen: Screen,
@@ -123,7 +124,7 @@ def fit(
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-                trainer = pl.Trainer(max_epochs=max_epochs or settings.max_epochs, callbacks=callbacks, logger=CSVLogger(directory, name="", version="log"), accelerator=accelerator,
+                trainer = pl.Trainer(deterministic=True, max_epochs=max_epochs or settings.max_epochs, callbacks=callbacks, logger=CSVLogger(directory, name="", version="log"), accelerator=accelerator,
                                      devices=1, gradient_clip_val=settings.clip_norm, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1)
                 loop = Loop(vae, settings, seed)
                 trainer.fit(loop, data[0].loader(settings.batch_size, True, seed), data[1].loader(settings.batch_size, False))

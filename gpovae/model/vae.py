@@ -96,12 +96,12 @@ def draw_noise(particles: int, U: int, B: int, n: int, latent: int, generator: t
     normal = lambda *shape: torch.randn(*shape, generator=generator).to(device)
     return Noise(torch.rand(particles, U, n, generator=generator).to(device), normal(particles, U, n), normal(particles, 1, latent), normal(particles, B, latent))
 
-# %% ../../nbs/22_model.vae.ipynb #71eae16b
+# %% ../../nbs/22_model.vae.ipynb #8df7333f
 class Effects(NamedTuple):
     "Sampled effects of U nodes."
-    mask: torch.Tensor       # (S, U, n)
-    q: Gaussian              # (S, U, n) posterior of E given the mask
-    effect: torch.Tensor     # (S, U, n) sample of E
+    mask: torch.Tensor       # (S, U, n) sampled mask; edge probabilities when anchored
+    q: Gaussian              # (S, U, n) posterior of E given the mask; of its deviation from the network when anchored
+    effect: torch.Tensor     # (S, U, n) sample from q
     latent: torch.Tensor     # (S, U, n) rows of the perturbation latent
 
 class VAE(nn.Module):
@@ -129,12 +129,12 @@ class VAE(nn.Module):
         self.decoder = ResidualMLP(latent + n + latent + covariates, *decoder)
         self.logits = nn.Linear(decoder[0], n_genes)
         self.log_theta = nn.Parameter(torch.zeros(n_genes))
-        self.log_tau = nn.Parameter(torch.tensor(0.0), requires_grad=anchored)   # prior scale of E: 1 as published, learnt when anchored
+        self.log_tau = nn.Parameter(torch.zeros(n), requires_grad=anchored)   # prior scale of E: 1 as published, learnt when anchored
         self.register_buffer("position", torch.as_tensor(position).long())
         self.register_buffer("log_x_mean", torch.zeros(n_genes)); self.register_buffer("log_x_std", torch.ones(n_genes))
         self.register_buffer("size_factor", torch.ones(n_genes, dtype=torch.bool) if size_factor is None else torch.as_tensor(size_factor))
         if anchored:
-            with torch.no_grad():     # start from what the network says: little doubt about E, and no second opinion of the decoder
+            with torch.no_grad():     # start from what the network says: small deviations, and no second opinion of the hidden layers
                 self.log_tau.fill_(-1.5); self.embedding_encoder.log_var.bias.fill_(-4.0); self.embedding_encoder.mean.weight.mul_(0.1); self.embedding_encoder.mean.bias.zero_()
                 self.decoder.layers[0].weight[:, latent:latent + n] = 0
 
@@ -147,13 +147,11 @@ class VAE(nn.Module):
 
     def effects(self, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) -> Effects:
         "Sample the rows of the perturbation latent for some nodes (U,), from noise u, eps (S, U, n)."
-        mask = sample_mask(self.grn.edge_logit[nodes], u)
-        own = F.one_hot(nodes, self.grn.n).to(mask.dtype)
-        if self.anchored: mask = mask * self.grn.allowed[nodes] + own       # the target's own entry is always open
+        own = F.one_hot(nodes, self.grn.n).to(eps.dtype)
+        mask = self.grn.probability()[nodes].expand_as(eps) if self.anchored else sample_mask(self.grn.edge_logit[nodes], u)
         q = self.embedding_encoder(mask, own)
         effect = q.sample(eps)
-        latent = mask * effect
-        if self.anchored: latent = latent + self.grn.shift(nodes, self.perturbations.kappa)
+        latent = effect + self.grn.shift(nodes, self.perturbations.kappa) if self.anchored else mask * effect
         return Effects(mask, q, effect, latent)
 
     def artifact(self, eps: torch.Tensor) -> tuple[torch.Tensor, Gaussian]:

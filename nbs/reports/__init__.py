@@ -1,0 +1,1 @@
+"""The parameterised reports, installed as gpovae.notebooks."""

@@ -1,0 +1,66 @@
+"""The reports as papermill runs: smoke runs with their defaults, a run of the command line, what lands in the JSON beside them."""
+import json, re, subprocess, sys, zipfile
+from pathlib import Path
+
+import nbformat, numpy as np, pandas as pd, papermill, pytest
+
+from gpovae import reports
+from gpovae.data.screen import GpovaeError
+
+pytestmark = pytest.mark.xdist_group("runs")
+NAMES = ["report", "train"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_has_help_and_a_literal_default(name):
+    table = reports.parameters(name)
+    assert (table["help"].str.len() > 10).all() and (table["type"] != "None").all()
+    source = "\n".join(c.source for c in nbformat.read(reports.notebook(name), 4).cells if "parameters" in c.metadata.get("tags", []))
+    assert len(table) == len(re.findall(r"^\w+: \w+ = ", source, re.M)) == len(source.strip().splitlines())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke_run(name, tmp_path):
+    made = reports.run(name, tmp_path, progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{name}.{k}" for k in ("html", "ipynb", "json"))
+    results = json.loads(made["json"].read_text())
+    if name == "train": assert results["epochs"] == 5 and results["seed"] == 0
+    if name == "report":
+        assert results["truth"]["auprc"]["gpovae"] > results["truth"]["chance"]
+        assert "ate_rho" in results["scores"]["response"]["model"] and 0 <= results["scores"]["ceiling"]["ceiling"] <= 1
+
+
+def test_page_is_self_contained(run_folder, tmp_path):
+    made = reports.run("report", tmp_path, progress=False, run=str(run_folder / "run"))
+    text = made["html"].read_text()
+    assert not re.search(r"<script|<link|src=\"(?!data:)|@import|url\(", text)
+    heads = re.findall(r'<h2 id="([^"]+)"', text)
+    assert len(heads) >= 6 and all(f'href="#{h}"' in text for h in heads)
+    assert text.count("data:image/png") >= 8
+    for figure in text.split("data:image/png")[1:]: assert re.search(r"<p>[^<]{40,}", figure), "a figure without its sentence"
+    assert "Traceback" not in text and not re.search(r"\bnan\b", re.sub(r'data:image/png[^"]*', "", re.sub(r'<pre class="code">.*?</pre>', "", text, flags=re.S)))
+
+
+def test_train_as_papermill_calls_it(run_folder, tmp_path):
+    papermill.execute_notebook(str(reports.notebook("train")), str(tmp_path / "out.ipynb"), dict(data=str(run_folder / "prepared.h5ad"), out=str(tmp_path / "run"), max_epochs=3, seed=0),
+                               kernel_name="python3", kernel_manager_class=reports.ThisInterpreter, progress_bar=False)
+    results = json.loads((tmp_path / "run/train.json").read_text())
+    assert results["epochs"] == 3 and results["data"] == str(run_folder / "prepared.h5ad")
+    history = [pd.read_csv(f / "run/history.csv") for f in (tmp_path, run_folder)]
+    np.testing.assert_allclose(*(h[["train_loss", "validation_loss"]] for h in history), rtol=1e-4)      # what the shell's run got
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(GpovaeError, match="no parameter 'epochs'. It has: .*max_epochs"): reports.run("train", tmp_path / "a", epochs=3)
+    with pytest.raises(GpovaeError, match="no report 'trian'. There are: report, train"): reports.run("trian", tmp_path / "a")
+    with pytest.raises(GpovaeError, match="improved"): reports.run("train", tmp_path / "a", progress=False, preset="improved")
+    assert not (tmp_path / "a").exists()
+
+
+def test_reports_travel_in_the_wheel(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, root], capture_output=True, text=True)
+    if done.returncode and "setuptools" in done.stderr: pytest.skip("no network to fetch the build tools from")
+    assert done.returncode == 0, done.stderr
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert {f"gpovae/notebooks/{n}.ipynb" for n in NAMES} <= set(names)

@@ -1,0 +1,106 @@
+"""The book's upkeep: derive README.md from nbs/index.ipynb, execute chapters, compare what they print with what is stored.
+
+    python tools/book.py readme              write README.md
+    python tools/book.py execute [NB ...]    run chapters, store their outputs (default: all)
+    python tools/book.py check [NB ...]      run chapters in memory, compare with the stored outputs (pytest does this too)
+
+A cell that begins with `#| slow` or `#| eval: false` is not run and keeps its stored output. The numbers that a cell prints must be those that
+are stored, within tolerance, durations (`3.1 s`, `20 ms`) aside. `#| timing` in a cell says that other numbers of it depend on the machine, `#| real data`
+that it shows more where a published screen is at hand: such a cell is compared only where it prints as many numbers as are stored.
+Figures, HTML and standard error are not compared.
+"""
+import copy, math, os, posixpath, re, subprocess, sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS = ROOT / "nbs"
+RTOL, ATOL = 2e-2, 2e-3
+
+
+def chapters() -> list[Path]:
+    return sorted(NBS.glob("*.ipynb"))
+
+
+def has(cell, *directives) -> bool:
+    "Does the source carry one of these `#|` directives?"
+    found = {re.sub(r"\s+", "", d) for d in re.findall(r"^\s*#\|\s*(.+?)\s*$", cell.source, re.M)}
+    return any(re.sub(r"\s+", "", d) in found for d in directives)
+
+
+def skipped(cell) -> bool:
+    "Is this cell left as it is stored?"
+    return has(cell, "slow", "eval: false") or (has(cell, "real data") and not real_data())
+
+
+def real_data() -> bool:
+    "Are the files of the real screen at hand? Points GPOVAE_DATA at the shared folder where it is not set."
+    from gpovae.data.datasets import available
+    if "GPOVAE_DATA" not in os.environ and (shared := ROOT.parent / "shared/data").is_dir(): os.environ["GPOVAE_DATA"] = str(shared)
+    return bool(available().at_hand["schraivogel2020"])
+
+
+def readme() -> str:
+    "README.md: prose and code of nbs/index.ipynb without outputs; links turned to the repository's root."
+    parts = []
+    for cell in nbformat.read(NBS / "index.ipynb", 4).cells:
+        if cell.cell_type == "markdown":
+            parts.append(re.sub(r"\]\((?!\w+:|#)([^)]+)\)", lambda m: f"]({posixpath.normpath('nbs/' + m[1])})", cell.source))
+        elif cell.cell_type == "code" and not has(cell, "hide"):
+            parts.append(f"```python\n{cell.source}\n```")
+    return "<!-- derived from nbs/index.ipynb by tools/book.py readme -->\n\n" + "\n\n".join(p.strip() for p in parts if p.strip()) + "\n"
+
+
+def run(path: Path):
+    "The notebook as stored, and as it comes out of a fresh kernel of this interpreter."
+    from gpovae.reports import ThisInterpreter
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"): os.environ.setdefault(name, "1")
+    stored = nbformat.read(path, 4)
+    todo = copy.deepcopy(stored)
+    todo.cells = [c for c in todo.cells if not skipped(c)]
+    NotebookClient(todo, timeout=300, kernel_manager_class=ThisInterpreter, resources={"metadata": {"path": str(path.parent)}}).execute()
+    fresh, done = copy.deepcopy(stored), {c.id: c for c in todo.cells}
+    fresh.cells = [done.get(c.id, c) for c in fresh.cells]
+    return stored, fresh
+
+
+def numbers(cell) -> list[float]:
+    "Every number that a cell prints or shows as plain text, memory addresses and durations left out."
+    texts = [o.get("text", "") if o.output_type == "stream" and o.get("name") == "stdout" else o.get("data", {}).get("text/plain", "") for o in cell.get("outputs", [])]
+    text = re.sub(r"0x[0-9a-fA-F]+|\x1b\[[0-9;]*m|\d[\d.]* ?(?:s|ms|min)\b", "", "\n".join(texts))
+    return [float(t) for t in re.findall(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?(?![\w])", text)]
+
+
+def differences(stored, fresh) -> list[str]:
+    "One line for every cell whose numbers are not those stored."
+    found = []
+    for old, new in zip(stored.cells, fresh.cells):
+        if old.cell_type != "code" or not old.outputs or skipped(old) or has(old, "timing"): continue
+        a, b = numbers(old), numbers(new)
+        off = [(x, y) for x, y in zip(a, b) if not math.isclose(x, y, rel_tol=RTOL, abs_tol=ATOL)]
+        if len(a) != len(b) and has(old, "real data"): continue
+        if len(a) != len(b): found.append(f"{len(a)} numbers stored, {len(b)} computed, in the cell:\n{old.source[:300]}")
+        elif off: found.append(f"stored {off[0][0]:g}, computed {off[0][1]:g} ({len(off)} of {len(a)} numbers differ), in the cell:\n{old.source[:300]}")
+    return found
+
+
+def main(what="", *names):
+    paths = [Path(n).resolve() for n in names] or chapters()
+    if what == "readme":
+        (ROOT / "README.md").write_text(readme(), encoding="utf-8")
+    elif what == "execute":
+        for p in paths:
+            nbformat.write(run(p)[1], p)
+            subprocess.run([Path(sys.executable).with_name("nbdev-clean"), "--fname", p], check=True, cwd=ROOT)
+            print(p.name, flush=True)
+    elif what == "check":
+        bad = {p.name: d for p in paths if (d := differences(*run(p)))}
+        for name, lines in bad.items(): print(name, *lines, sep="\n")
+        sys.exit(bool(bad))
+    else: sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
