@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMAT', 'GPOVAE', 'nearest']
 
-# %% ../nbs/60_api.ipynb #59a824e6
-import difflib, hashlib, json, os, platform, tempfile
+# %% ../nbs/60_api.ipynb #d7cc776c
+import difflib, hashlib, json, os, platform, tempfile, warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from .model.predict import Context, average_effects, basal_latent, control_conte
 from .model.training import build, fit
 from .model.vae import VAE, Perturbations
 
-# %% ../nbs/60_api.ipynb #2332e2ca
+# %% ../nbs/60_api.ipynb #442d37de
 class GPOVAE:
     "Predicts what a gene perturbation does to expression, and the network that explains why."
     def __init__(self,
@@ -37,7 +37,7 @@ class GPOVAE:
         self.setup_anndata(adata)
         self.adata, self.preset, self.settings = adata, preset, make_settings(preset, **settings)
         self.genes, self.nodes = list(adata.var_names), Screen(adata).nodes
-        self.vae, self.context, self.labels, self.batches, self.history, self.seed = None, None, None, None, None, None
+        self.vae = self.context = self.labels = self.batches = self.history = self.seed = self.cells = None
 
     @staticmethod
     def setup_anndata(adata: ad.AnnData) -> None:
@@ -58,7 +58,11 @@ class GPOVAE:
         state = f"trained for {len(self.history)} epochs on {len(self.labels)} perturbations" if self.vae is not None else "not trained"
         return f"GPOVAE(preset={self.preset!r}, {len(self.genes)} genes, {len(self.nodes)} nodes, {state})"
 
-# %% ../nbs/60_api.ipynb #525e4839
+# %% ../nbs/60_api.ipynb #77847cbb
+def _cells(screen: Screen) -> str:
+    "Identity of cells and split: scores mean something only where these are the ones that the model was trained with."
+    return hashlib.sha256("\n".join(map("\t".join, zip(screen.adata.obs_names.astype(str), screen.split))).encode()).hexdigest()[:16]
+
 @patch
 def train(self: GPOVAE,
     max_epochs: int | None = None,   # None takes the preset's
@@ -70,12 +74,15 @@ def train(self: GPOVAE,
     "Train from scratch with early stopping; the weights of the best epoch are kept."
     screen = Screen(self._data())
     vae, labels, batches = build(screen, self.settings, seed, progress)
+    nodes = screen.nodes
+    self.nodes = nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)    # held-out perturbations teach nothing, so they have no edges
+    self.cells = _cells(screen)
     history = fit(vae, screen, self.settings, labels, batches, seed, max_epochs, directory, accelerator, progress)
     self.vae, self.labels, self.batches, self.history, self.seed = vae, labels, batches, history, seed
     self.context = control_context(vae, screen, batches, seed=seed)
     return history
 
-# %% ../nbs/60_api.ipynb #25d86dd7
+# %% ../nbs/60_api.ipynb #2c301bba
 def nearest(name: str, known: list[str]) -> str:
     "A hint for a name that does not exist."
     upper = {k.upper(): k for k in known}
@@ -88,8 +95,7 @@ def predict(self: GPOVAE,
     progress: bool = False,
 ) -> ad.AnnData:  # perturbations x genes
     "Average treatment effects in log2 units (`X`); `layers['mean']` mean log2 expression under perturbation, `layers['spread']` posterior standard deviation."
-    vae = self._trained()
-    known = [g for g, c in zip(self.nodes.index, vae.perturbations.node_cells) if c > 0]
+    vae, known = self._trained(), list(self.nodes.index[self.nodes.perturbed])
     wanted = self.labels if perturbations is None else [perturbations] if isinstance(perturbations, str) else list(perturbations)
     if not wanted: raise GpovaeError("predict got an empty list of perturbations.")
     for name in wanted:
@@ -101,7 +107,7 @@ def predict(self: GPOVAE,
     obs = pd.DataFrame(dict(perturbation=[canonical(p) for p in wanted], trained=[canonical(p) in self.labels for p in wanted]), index=pd.Index(wanted))
     return ad.AnnData(effect, obs=obs, var=pd.DataFrame(index=self.genes), layers=dict(mean=mean, spread=spread))
 
-# %% ../nbs/60_api.ipynb #2317f645
+# %% ../nbs/60_api.ipynb #65d17d6e
 @patch
 def network(self: GPOVAE,
     min_probability: float = 0.5,  # 0 lists every pair that could be an edge
@@ -117,26 +123,38 @@ def explain(self: GPOVAE,
     target: str | None = None,  # gene whose change is explained; None gives all
 ) -> pd.DataFrame:
     "The network's effect of a perturbation, taken apart: by mediator for one target, by direct and indirect for all."
-    return _explain(self._trained().grn, self.vae.perturbations.kappa, self.nodes, source, target)
+    self._trained()
+    if source in self.nodes.index and not self.nodes.perturbed[source]: raise GpovaeError(f"{source!r} was never perturbed in training cells, so its edges are not known.")
+    return _explain(self.vae.grn, self.vae.perturbations.kappa, self.nodes, source, target)
 
-# %% ../nbs/60_api.ipynb #a5f524a1
+# %% ../nbs/60_api.ipynb #8daf8ba9
 @patch
 def get_latent_representation(self: GPOVAE) -> np.ndarray:  # (cells, L)
-    "Basal latent of every cell, perturbation and artifact taken out; also written to `obsm['X_gpovae']`."
+    "Posterior mean of the basal latent of every cell; NaN for perturbations that were not trained. Also written to `obsm['X_gpovae']`."
     vae, adata = self._trained(), self._data()
-    z = basal_latent(vae, Cells(Screen(adata), None, self.labels, self.batches))
+    screen = Screen(adata)
+    known = np.isin(screen.labels, [*self.labels, CONTROL])
+    z = np.full((adata.n_obs, vae.latent), np.nan, np.float32)
+    z[known] = basal_latent(vae, Cells(Screen(adata[known]), None, self.labels, self.batches))
     adata.obsm[Key.latent] = z
     return z
 
-# %% ../nbs/60_api.ipynb #9d4432d5
+# %% ../nbs/60_api.ipynb #0f20bc0a
 @patch
 def evaluate(self: GPOVAE, seed: int = 0) -> Scores:
     "Scores of the predictions and of the network on test cells."
-    adata = self._data()
-    p = self.predict()
+    adata, screen, vae = self._data(), Screen(self._data()), self._trained()
+    if _cells(screen) != self.cells: raise GpovaeError("These are not the cells and the split that the model was trained on, so its training cells may be among the test cells. Load it with the screen it was trained on, or score it with gpovae.evaluate.score.")
+    known = set(self.nodes.index[self.nodes.perturbed])
+    tested = sorted({p for p in screen.labels[screen.rows("test", fail=False)] if p != CONTROL})
+    if unknown := [p for p in tested if not set(targets(p)) <= known]:
+        warnings.warn(f"{len(unknown)} perturbation(s) were held out of training and are left out of the scores: {', '.join(unknown[:5])}.", stacklevel=2)
+        tested = [p for p in tested if p not in unknown]
+        adata = adata[~np.isin(screen.labels, unknown)].copy()
+    p = self.predict(tested)
     return _evaluate(adata, pd.DataFrame(p.X, index=p.obs_names, columns=p.var_names), self.network(min_probability=0), seed=seed)
 
-# %% ../nbs/60_api.ipynb #f05728b8
+# %% ../nbs/60_api.ipynb #0e800795
 FORMAT = 1
 
 @patch
@@ -151,7 +169,7 @@ def save(self: GPOVAE,
     (path / "settings.json").unlink(missing_ok=True)
     _whole(path / "model.safetensors", lambda f: save_file(tensors, f))
     _whole(path / "history.csv", lambda f: self.history.to_csv(f, index=False))
-    settings = dict(format=FORMAT, preset=self.preset, seed=self.seed, settings=asdict(self.settings), genes=self.genes, labels=self.labels, batches=self.batches,
+    settings = dict(format=FORMAT, preset=self.preset, seed=self.seed, settings=asdict(self.settings), genes=self.genes, labels=self.labels, batches=self.batches, cells=self.cells,
                     nodes=dict(names=list(self.nodes.index), perturbed=self.nodes.perturbed.tolist()), data=str(Path(data).resolve()) if data else None,
                     weights=_sha256(path / "model.safetensors"),
                     versions=dict(gpovae=__version__, torch=torch.__version__, python=platform.python_version(), anndata=version("anndata")))
@@ -166,7 +184,7 @@ def _whole(path: Path, write):
 
 def _sha256(path: Path) -> str: return hashlib.sha256(path.read_bytes()).hexdigest()
 
-# %% ../nbs/60_api.ipynb #07f7a8a9
+# %% ../nbs/60_api.ipynb #c4d4f8e0
 @patch(cls_method=True)
 def load(cls: GPOVAE,
     path: str | Path,                  # folder written by `save`
@@ -182,9 +200,10 @@ def load(cls: GPOVAE,
     except (FileNotFoundError, SafetensorError) as e: raise GpovaeError(f"The weights in {path} cannot be read ({e}).") from None
     if _sha256(path / "model.safetensors") != s["weights"]: raise GpovaeError(f"{path / 'model.safetensors'} does not belong to its settings.json (other checksum): the run was altered.")
     self = cls.__new__(cls)
-    self.preset, self.seed, self.settings, self.genes, self.labels, self.batches = s["preset"], s["seed"], make_settings(s["preset"], **s["settings"]), s["genes"], s["labels"], s["batches"]
+    self.preset, self.seed, self.settings, self.genes, self.labels, self.batches, self.cells = s["preset"], s["seed"], make_settings(s["preset"], **s["settings"]), s["genes"], s["labels"], s["batches"], s["cells"]
     self.context = Context(*(tensors.pop(f"context.{k}") for k in Context._fields))
     self.history = pd.read_csv(path / "history.csv")
+    self.data = s["data"]
     self.adata = _fitting(adata if adata is not None else _recorded(s["data"]), self.genes)
     names = pd.Index(s["nodes"]["names"], name="node")
     self.nodes = pd.DataFrame(dict(perturbed=s["nodes"]["perturbed"], position=pd.Index(self.genes).get_indexer(names)), index=names)

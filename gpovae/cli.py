@@ -73,7 +73,7 @@ def prepare(raw, prepared, quiet, **settings):
         adata.write_h5ad(tmp / prepared.name, compression="gzip")
     click.echo(f"{prepared}: {adata.n_obs:,} cells x {adata.n_vars:,} genes")
 
-# %% ../nbs/62_cli.ipynb #d52b4ca1
+# %% ../nbs/62_cli.ipynb #5088f901
 @main.command()
 @click.argument("prepared", type=_in_file)
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the trained run.")
@@ -84,11 +84,14 @@ def prepare(raw, prepared, quiet, **settings):
 def train(prepared, out, preset, max_epochs, seed, quiet):
     "Train on a prepared screen.\n\nWrites the run (weights, settings, history) to the folder OUT."
     from gpovae import GPOVAE
+    from gpovae.data.screen import GpovaeError
     from gpovae.reports import complete
+    if out.is_dir() and any(out.iterdir()) and not (out / "settings.json").exists(): raise GpovaeError(f"{out} holds other files and is no run. Name a new folder as --out.")
     with complete(out) as tmp, _stage("train", quiet):
         model = GPOVAE(_read(prepared), preset=preset)
         model.train(max_epochs=max_epochs, seed=seed, progress=not quiet)
         model.save(tmp, data=prepared)
+    for old in ("scores.json", "report.html", "report.ipynb", "report.json"): (out / old).unlink(missing_ok=True)   # of an earlier run in this folder
     click.echo(f"{out}: {len(model.history)} epochs")
 
 # %% ../nbs/62_cli.ipynb #64ba1c6a
@@ -112,11 +115,11 @@ def report(run, quiet):
     with _stage("report", quiet): made = reports.run("report", run, progress=not quiet, run=str(run.absolute()))
     click.echo(made["html"])
 
-# %% ../nbs/62_cli.ipynb #fbed2182
+# %% ../nbs/62_cli.ipynb #9896a87e
 @main.command()
-@click.option("--dataset", default="simulated", help="A screen that gpovae can simulate or fetch.")
+@click.option("--dataset", default="simulated", help="simulated, or schraivogel2020 (fetched, 6 MB).")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for data, run and report.  [default: runs/demo-DATASET]")
-@click.option("--max-epochs", default=20, type=click.IntRange(1), help="At most so many passes over the training cells.")
+@click.option("--max-epochs", default=40, type=click.IntRange(1), help="At most so many passes over the training cells.")
 @_seed
 @_quiet
 def demo(dataset, out, max_epochs, seed, quiet):

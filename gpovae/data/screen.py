@@ -122,7 +122,7 @@ def _labels(adata, column, control):
     if len(n) < 2: raise GpovaeError(f"obs[{column!r}] holds control cells only. Check perturbation_key and control.")
     return labels
 
-# %% ../../nbs/10_data.screen.ipynb #3ddb3b80
+# %% ../../nbs/10_data.screen.ipynb #41983d18
 def register(
     adata: ad.AnnData,                    # the screen; annotated in place
     perturbation_key: str | None = None,  # column of obs; None looks for a known name
@@ -141,6 +141,7 @@ def register(
     if min_cells is not None:
         label = adata.obs[column].astype(str).map(lambda v: canonical(v, control))
         few = (label.map(label.value_counts()) < min_cells) & (label != CONTROL)
+        if (few | (label == CONTROL)).all(): raise GpovaeError(f"No perturbation has min_cells={min_cells} cells; the largest has {label[label != CONTROL].value_counts().max()}.")
         if few.any(): adata._inplace_subset_obs(~few.to_numpy())
     labels = _labels(adata, column, control)
     X = adata.layers[layer] if layer else adata.X

@@ -24,17 +24,17 @@ def edge_table(
                               sign=np.sign(w[i, j]).astype(int) if grn.signed else np.zeros(len(i), int)))
     return table.assign(size=table.weight.abs()).sort_values(["probability", "size"], ascending=False, kind="stable").drop(columns="size").reset_index(drop=True)
 
-# %% ../../nbs/30_grn.edges.ipynb #471200df
+# %% ../../nbs/30_grn.edges.ipynb #d73c4573
 def with_evidence(
     edges: pd.DataFrame,           # source, target, ...
     perturbations: Perturbations,
     labels: list[str],             # perturbations in the model's numbering
     nodes: pd.DataFrame,
-) -> pd.DataFrame:  # edges with shift, se, cells
-    "Add the measured shift of the target when the source alone was perturbed, its standard error, and the number of training cells."
+) -> pd.DataFrame:  # edges with shift, se, cells, relative (the source was not measured: weights are per unit of an unknown knockdown)
+    "Add the measured shift of the target when the source alone was perturbed, its standard error, the number of cells behind it, and whether weights are relative."
     row, column = {p: i for i, p in enumerate(labels)}, {g: i for i, g in enumerate(nodes.index)}
     r = edges.source.map(row).to_numpy(float); c = edges.target.map(column).to_numpy(int)
     there, at = np.isfinite(r), np.nan_to_num(r).astype(int)
     pick = lambda t: np.where(there, t.cpu().numpy()[at, c], np.nan)
-    cells = np.where(there, perturbations.node_cells.cpu().numpy()[edges.source.map(column).to_numpy(int)], np.nan)
-    return edges.assign(shift=pick(perturbations.mean), se=pick(perturbations.se), cells=cells)
+    cells = np.where(there, perturbations.shift_cells.cpu().numpy()[at], np.nan)
+    return edges.assign(shift=pick(perturbations.mean), se=pick(perturbations.se), cells=cells, relative=edges.source.map(nodes.position < 0).to_numpy(bool))

@@ -26,7 +26,7 @@ def by_length(
     T_gg = 1 + sum(p[0, source] for p in parts)
     return (torch.cat(parts) * (kappa[source] / T_gg)).cpu().numpy()
 
-# %% ../../nbs/31_grn.explain.ipynb #53483f0a
+# %% ../../nbs/31_grn.explain.ipynb #27e71ef9
 def explain(
     grn: GRN,
     kappa: torch.Tensor,      # (n,)
@@ -45,6 +45,6 @@ def explain(
         return table.sort_values("total", key=np.abs, ascending=False)
     with torch.no_grad(): into = grn.weights()[:, at[target]].cpu().numpy()
     passed = parts[:-1].sum(0) * into
-    passed[s] += parts[0, at[target]]                                # the direct edge
-    table = pd.DataFrame(dict(mediator=nodes.index, contribution=passed)).assign(kind=np.where(np.arange(grn.n) == s, "direct", "through"))
+    table = pd.DataFrame(dict(mediator=nodes.index, contribution=passed)).assign(kind=np.where(np.arange(grn.n) == s, "feedback", "through"))
+    table.loc[len(table)] = source, parts[0, at[target]], "direct"
     return table[table.contribution != 0].sort_values("contribution", key=np.abs, ascending=False).reset_index(drop=True)

@@ -56,7 +56,7 @@ def published_alignment(
     "Mean absolute error between accumulated logits and thresholded unsigned shifts (paper, section on GRN alignment)."
     return (total - (shift - eps)).abs().mean()
 
-# %% ../../nbs/21_model.alignment.ipynb #79d021ab
+# %% ../../nbs/21_model.alignment.ipynb #cf09cd19
 class GRN(nn.Module):
     "The network parameters. `signed=False`: one logit per edge, as published. `signed=True`: an edge logit and a signed direct effect."
     def __init__(self,
@@ -68,7 +68,7 @@ class GRN(nn.Module):
     ):
         super().__init__()
         self.n, self.signed, self.hops = n, signed, hops
-        self.edge_logit = nn.Parameter(torch.zeros(n, n))
+        self.edge_logit = nn.Parameter(torch.zeros(n, n), requires_grad=not signed)
         if signed: self.effect = nn.Parameter(torch.zeros(n, n))
         allowed = (1 - torch.eye(n)) * (1.0 if measured is None else torch.as_tensor(measured, dtype=torch.float32))
         self.register_buffer("allowed", allowed if signed else torch.ones(n, n))
@@ -109,7 +109,7 @@ def shift_alignment(
     z = torch.where(seen, predicted - mean, 0.0) / torch.where(seen, se ** 2 + floor ** 2, 1.0).sqrt()
     return F.huber_loss(z, torch.zeros_like(z), delta=3.0, reduction="none").sum(1) / seen.sum(1).clamp_min(1)
 
-# %% ../../nbs/21_model.alignment.ipynb #ea0e67c5
+# %% ../../nbs/21_model.alignment.ipynb #4a1b62cc
 class _Slab:
     "State of the spike-and-slab regression: probability p, effect m (n, n), prior density and slab variance of each class of regulators."
     def __init__(self, n: int, perturbed: np.ndarray):
@@ -120,7 +120,7 @@ class _Slab:
         "Coordinate ascent of all columns at once. S (R, n) measured, X (R, n) regressors, omega (R, n) precision. Returns the fit (R, n)."
         p, m, a, fit = self.p, self.m, (X ** 2).T @ omega, X @ (self.p * self.m) + intercept
         movers = a ** 2 / np.maximum((X ** 4).T @ omega ** 2, 1e-12)               # effective number of perturbations that moved i
-        alone = (self.group[:, None] == 1) & (movers < 2)
+        alone = (self.group[:, None] == 1) & (movers < 3)
         for _ in range(sweeps):
             for i in order:
                 x, w, pi, tau2 = X[:, i], p[i] * m[i], self.pi[self.group[i]], self.tau2[self.group[i]]
@@ -136,10 +136,10 @@ class _Slab:
                 self.tau2[g] = np.clip((p[k] * (m[k] ** 2 + self.v[k])).sum() / max(p[k].sum(), 1e-9), 1e-3, 4.0)
         return fit
 
-# %% ../../nbs/21_model.alignment.ipynb #aaf8e16e
+# %% ../../nbs/21_model.alignment.ipynb #667ce0e8
 def _fit_once(S, own, free, noise, targets, order, rng, rounds, sweeps, floor):
     "One run of `fit_network`, regulators in random order. Returns the slab."
-    n, kappa, slab = S.shape[1], own_shift(np.where(own, S, np.nan), own), _Slab(S.shape[1], own.any(0))
+    n, kappa, slab = S.shape[1], own_shift(S, own), _Slab(S.shape[1], own.any(0))
     slab.p[np.setdiff1d(np.arange(n), order)] = 0
     misfit, intercept, predicted = np.full(n, floor ** 2), np.zeros(n), np.zeros_like(S)
     for _ in range(rounds):
@@ -175,14 +175,15 @@ def fit_network(
     own, seen = np.zeros(mean.shape, bool), np.isfinite(mean)
     for r, ts in enumerate(targets): own[r, ts] = True
     free, perturbed = seen & ~own, own.any(0)
-    S = np.where(own, own_shift(mean, own), np.where(seen, mean, 0.0)).astype(float)
+    S = np.where(seen, mean, np.where(own, -1.0, 0.0)).astype(float)       # a target that is not measured: relative, -1
     noise, order, rng = np.where(free, se, 1.0).astype(float) ** 2, np.flatnonzero(perturbed | seen.any(0)), np.random.default_rng(seed)
     runs = [_fit_once(S, own, free, noise, targets, order, rng, rounds, sweeps, floor) for _ in tqdm(range(starts), desc="fitting the network", delay=2, disable=not progress)]
     p, w = np.mean([r.p for r in runs], 0), np.mean([r.p * r.m for r in runs], 0)
     return p.astype(np.float32), (w / np.maximum(p, 1e-12)).astype(np.float32), float(np.mean([r.pi[0] for r in runs]))
 
 def own_shift(mean: np.ndarray, own: np.ndarray) -> np.ndarray:
-    "kappa: (n,) mean shift of each node where it is the target; -1 where that is not measured (its effects are then relative) or never happened."
-    x = np.where(own & np.isfinite(mean), mean, np.nan)
+    "kappa: (n,) shift of each node when it alone is the target (in combinations, where it never is alone); -1 where that is not measured (effects are then relative) or never happened."
+    x, alone = np.where(own & np.isfinite(mean), mean, np.nan), own & (own.sum(1, keepdims=True) == 1)
+    x = np.where(alone | ~alone.any(0), x, np.nan)
     seen = np.isfinite(x).any(0)
     return np.where(seen, np.nansum(x, 0) / np.maximum(np.isfinite(x).sum(0), 1), -1.0)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Settings', 'make_settings', 'gaussian_kl', 'bernoulli_kl', 'log_normal', 'published_divergence', 'log_p',
-           'kl_terms', 'counterfactual', 'alignment', 'objective', 'draw']
+           'kl_terms', 'counterfactual', 'alignment', 'decoder_penalty', 'objective', 'draw']
 
 # %% ../../nbs/23_model.objective.ipynb #47b549d3
 import math
@@ -18,7 +18,7 @@ from .alignment import EPS, published_alignment, shift_alignment
 from .likelihood import count_constant, log_likelihood, log_mean
 from .vae import VAE, Gaussian, Noise, draw_noise
 
-# %% ../../nbs/23_model.objective.ipynb #040d2ad5
+# %% ../../nbs/23_model.objective.ipynb #09573572
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a training run, apart from the data and the seed."
@@ -37,6 +37,7 @@ class Settings:
     alignment_weight: float = 10.0
     eps: float = 0.4               # threshold of the unsigned shift (logits only)
     sparsity: float = 1.0          # of the mean edge probability
+    decoder_prior: float | None = 0.02   # prior scale of the decoder's weights from the perturbation latent; None as published
     edge_prior: float | None = None  # prior probability of an edge; None takes what the table says
     hops: int = 5                  # K
     # sizes
@@ -56,7 +57,7 @@ class Settings:
 PRESETS = dict(
     corrected=Settings(),
     paper=Settings(reconstruction="quality share", divergence="published", partner="median", kl="sampled", alignment="logits", latent_effect="mask",
-                   covariate=False, validation="total", scale_floor=0.0, alignment_weight=100.0, edge_prior=0.3,
+                   covariate=False, validation="total", scale_floor=0.0, decoder_prior=None, alignment_weight=100.0, edge_prior=0.3,
                    latent=100, basal=(400, 1), embedding=(400, 4), decoder=(400, 3), particles=5, batch_size=512, learning_rate=3e-4, max_epochs=2000))
 
 def make_settings(
@@ -94,9 +95,9 @@ def published_divergence(a: Gaussian, b: Gaussian) -> torch.Tensor:
     r = a.std / b.std
     return -0.5 * (1 + 2 * r.log() - (a.mean - b.mean) ** 2 - r ** 2)
 
-# %% ../../nbs/23_model.objective.ipynb #235cfa40
+# %% ../../nbs/23_model.objective.ipynb #6055fd61
 def log_p(vae: VAE, batch: Batch, z_b, z_p, z_a) -> torch.Tensor:  # (S, B)
-    "Log likelihood of the counts, particle by particle, (no tensor of particles x cells x genes)."
+    "Log likelihood of the counts, particle by particle, one after the other."
     constant, S = count_constant(batch.x, vae.log_theta), z_b.shape[0]
     def one(s):
         f = vae.decode(z_b[s], z_p[s], z_a[s], batch.batch)
@@ -124,7 +125,7 @@ def kl_terms(vae: VAE, batch: Batch, nodes, E, q_b, z_b, q_a, e_a, sampled: bool
                 mask=((mask_kl * grn.allowed[nodes]).sum(-1).mean(0) * per_node).sum(),
                 artifact=kl(e_a, q_a, unit).sum(-1).mean() * per_artifact)
 
-# %% ../../nbs/23_model.objective.ipynb #405dd4ee
+# %% ../../nbs/23_model.objective.ipynb #85e6f875
 def counterfactual(vae: VAE, batch: Batch, x_std, z_p, e_a, z_p_cf, e_a_cf, published: bool) -> torch.Tensor:
     "Divergence of the basal posteriors of partner and cell under the opposite quality label."
     if not batch.paired.any(): return x_std.new_zeros(())
@@ -142,9 +143,16 @@ def alignment(vae: VAE, batch: Batch, nodes, s: Settings) -> torch.Tensor:
     label, count = batch.label[batch.label >= 0].unique(return_counts=True)
     if not len(label): return vae.grn.edge_logit.new_zeros(())
     predicted = P.gather(vae.grn.shift(nodes, P.kappa), nodes, label)
-    return (shift_alignment(predicted, P.mean[label], P.se[label]) * count).sum() / len(batch.label)
+    share = count / P.cells[label].clamp_min(1) * P.cells.mean()            # every perturbation counts once per epoch
+    return (shift_alignment(predicted, P.mean[label], P.se[label]) * share).sum() / len(batch.label)
 
-# %% ../../nbs/23_model.objective.ipynb #1be7d62b
+# %% ../../nbs/23_model.objective.ipynb #a9abb3e9
+def decoder_penalty(vae: VAE, scale: float) -> torch.Tensor:
+    "Negative log prior of the decoder's weights from the perturbation latent, per perturbed training cell."
+    V = vae.decoder.layers[0].weight[:, vae.latent:vae.latent + vae.grn.n]
+    return (V ** 2).sum() / (2 * scale ** 2) / vae.perturbations.cells.sum().clamp_min(1)
+
+# %% ../../nbs/23_model.objective.ipynb #a3a3c230
 def objective(
     vae: VAE,
     batch: Batch,
@@ -173,6 +181,7 @@ def objective(
     out = dict(reconstruction=-(like * weight).mean(), **{f"kl_{k}": v for k, v in kl.items()},
                counterfactual=s.beta * counterfactual(vae, batch, x_std, z_p, e_a, z_p_cf, e_a_cf, s.divergence == "published"),
                alignment=s.alignment_weight * alignment(vae, batch, nodes, s), sparsity=s.sparsity * vae.grn.sparsity())
+    if s.decoder_prior is not None: out["decoder_prior"] = decoder_penalty(vae, s.decoder_prior)
     out["total"] = sum(out.values())
     out["elbo"] = out["reconstruction"] + sum(out[f"kl_{k}"] for k in kl)
     return out

@@ -14,7 +14,7 @@ from ..data.screen import CONTROL, GpovaeError, Screen
 from .likelihood import expected_log2, log_mean
 from .vae import VAE
 
-# %% ../../nbs/25_model.predict.ipynb #c59aee18
+# %% ../../nbs/25_model.predict.ipynb #b0cad55f
 class Context(NamedTuple):
     "C control cells in which effects are evaluated."
     z_b: torch.Tensor      # (C, L) draws from the basal posterior
@@ -33,7 +33,7 @@ def control_context(
     cells = Cells(screen, "train", batches=batches)
     rng = np.random.default_rng(seed)
     control = np.flatnonzero((cells.label < 0) & ~cells.fail)
-    b = cells[np.sort(rng.permutation(control)[:n_cells])]
+    b = cells[rng.permutation(control)[:n_cells]]                # in random order: the first few serve for the spread
     C, zero = len(b.label), torch.zeros
     q = vae.encode(vae.standardise(b.x), zero(C, vae.grn.n), zero(C, vae.latent), b.batch)
     eps = torch.randn(q.mean.shape, generator=torch.Generator().manual_seed(seed))
@@ -46,12 +46,12 @@ def basal_latent(vae: VAE, cells: Cells, block: int = 2048) -> np.ndarray:
     for i in range(0, len(cells), block):
         b = cells[np.arange(i, min(i + block, len(cells)))]
         nodes = vae.perturbations.nodes_of(b.label)
-        z_p = vae.perturbations.gather(mean_latent(vae, nodes)[0], nodes, b.label)
+        z_p = vae.perturbations.gather(mean_latent(vae, nodes)[0], nodes, b.label) if len(nodes) else torch.zeros(len(b.label), vae.grn.n)
         e_a = vae.artifact_encoder(torch.ones(1, vae.latent)).mean
         out.append(vae.encode(vae.standardise(b.x), z_p, b.fail[:, None] * e_a, b.batch).mean)
     return torch.cat(out).numpy()
 
-# %% ../../nbs/25_model.predict.ipynb #69dd2016
+# %% ../../nbs/25_model.predict.ipynb #ef171e3a
 @torch.no_grad()
 def mean_latent(
     vae: VAE,
@@ -60,10 +60,11 @@ def mean_latent(
     seed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (U, n) mean, (draws, U, n) draws
     "Rows of the perturbation latent: posterior mean and draws."
-    g = torch.Generator().manual_seed(seed)
-    shape = draws, len(nodes), vae.grn.n
-    u, eps = torch.rand(shape, generator=g), torch.randn(shape, generator=g)
-    return vae.effects(nodes, u, torch.zeros(shape)).latent.mean(0), vae.effects(nodes, u, eps).latent     # for the mean, E at its mean given the mask
+    def noise(node):                                            # of its own for every node: a prediction does not depend on what else is asked for
+        g = torch.Generator().manual_seed(seed * 100_003 + int(node))
+        return torch.rand(draws, vae.grn.n, generator=g), torch.randn(draws, vae.grn.n, generator=g)
+    u, eps = (torch.stack(x, 1) for x in zip(*map(noise, nodes)))
+    return vae.effects(nodes, u, torch.zeros_like(eps)).latent.mean(0), vae.effects(nodes, u, eps).latent     # for the mean, E at its mean given the mask
 
 @torch.no_grad()
 def _log_counts(vae: VAE, context: Context, z_p: torch.Tensor) -> torch.Tensor:

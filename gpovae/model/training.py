@@ -18,7 +18,7 @@ from .alignment import GRN, fit_network
 from .objective import Settings, draw, make_settings, objective
 from .vae import VAE, Perturbations
 
-# %% ../../nbs/24_model.training.ipynb #71e1532a
+# %% ../../nbs/24_model.training.ipynb #062e386c
 def build(
     screen: Screen,
     settings: Settings,
@@ -28,10 +28,11 @@ def build(
     "A model for this screen, initialised from its training cells."
     torch.manual_seed(seed)
     cells, nodes = Cells(screen, "train"), screen.nodes
-    perturbations = _perturbations(screen, cells, nodes)
-    signed = settings.alignment == "effects"
-    probability, effect, density = _first_network(perturbations, seed, progress) if signed else (None, None, 0.3)
-    grn = GRN(len(nodes), signed, settings.hops, settings.edge_prior or density, nodes.position.to_numpy() >= 0)
+    table = _table(screen, cells, nodes)
+    perturbations = Perturbations(*table[:3], np.bincount(cells.label[cells.label >= 0], minlength=len(cells.labels)), int(cells.fail.sum()), table[3])
+    signed, density = settings.alignment == "effects", 0.3
+    if signed: probability, effect, density = fit_network(table[1], table[2], table[0], seed=seed, progress=progress)
+    grn = GRN(len(nodes), signed, settings.hops, density if settings.edge_prior is None else settings.edge_prior, nodes.position.to_numpy() >= 0)
     if signed:
         with torch.no_grad(): grn.edge_logit.copy_(torch.logit(torch.from_numpy(probability), 1e-3)); grn.effect.copy_(torch.from_numpy(effect))
     batches = cells.batches if settings.covariate else []
@@ -42,21 +43,15 @@ def build(
     vae.start_from(sample.x, sample.library, settings.scale_floor)
     return vae, cells.labels, cells.batches
 
-def _perturbations(screen, cells, nodes) -> Perturbations:
-    "The table of shifts in the numbering of `cells`."
+def _table(screen, cells, nodes):
+    "Targets, shifts, standard errors and the cells behind them, in the numbering of `cells`."
     if Key.shifts not in screen.adata.uns: raise GpovaeError("The table of shifts is missing. Run gpovae.prepare(adata).")
     table = screen.adata.uns[Key.shifts]
     at = {p: i for i, p in enumerate(np.asarray(table["perturbation"]).astype(str))}
-    if lacking := [p for p in cells.labels if p not in at]: raise GpovaeError(f"The table of shifts lacks perturbation {lacking[0]!r}. Run gpovae.prepare(adata) again.")
+    if lacking := [p for p in cells.labels if p not in at]:
+        raise GpovaeError(f"No training cell of perturbation {lacking[0]!r} passes quality control, so its effects were not measured. Leave it out, or prepare with a larger n_mads.")
     rows = [at[p] for p in cells.labels]
-    index = [[nodes.index.get_loc(t) for t in targets(p)] for p in cells.labels]
-    return Perturbations(index, np.asarray(table["mean"])[rows], np.asarray(table["se"])[rows], np.bincount(cells.label[cells.label >= 0], minlength=len(rows)), int(cells.fail.sum()))
-
-def _first_network(P: Perturbations, seed, progress):
-    "Fit of the network to the table; own entries are put back, because there they serve as regressors."
-    mean, index = P.mean.numpy().copy(), [[int(t) for t in row if t < P.n] for row in P.targets]
-    for r, ts in enumerate(index): mean[r, ts] = P.kappa.numpy()[ts]
-    return fit_network(mean, np.nan_to_num(P.se.numpy(), nan=1.0), index, seed=seed, progress=progress)
+    return [[nodes.index.get_loc(t) for t in targets(p)] for p in cells.labels], *(np.asarray(table[k])[rows] for k in ("mean", "se", "cells"))
 
 # %% ../../nbs/24_model.training.ipynb #3c469b45
 class Loop(pl.LightningModule):
@@ -100,7 +95,7 @@ class Progress(Callback):
     def on_train_end(self, *_): self.bar.close()
     def on_exception(self, *_): self.bar.close()
 
-# %% ../../nbs/24_model.training.ipynb #767ecc8d
+# %% ../../nbs/24_model.training.ipynb #64d5e103
 def fit(
     vae: VAE,
     screen: Screen,
@@ -114,7 +109,9 @@ def fit(
     progress: bool = True,
 ) -> pd.DataFrame:  # history, one row per epoch
     "Train until the held-out criterion stops improving; the best weights are in `vae` afterwards."
-    torch.set_num_threads(torch.get_num_threads())     # also stops MKL from choosing its own number from step to step: same seed, same bits
+    if max_epochs is not None and max_epochs < 1: raise GpovaeError(f"max_epochs is {max_epochs}; at least one epoch is needed.")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if len(screen.genes) < 2000 else threads)     # small products: a second thread saves little, and costs much where the machine is busy
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(directory or scratch)
         data = [Cells(screen, split, labels, batches, settings.partner, settings.alignment == "logits", seed) for split in ("train", "validation")]
@@ -124,11 +121,13 @@ def fit(
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-                trainer = pl.Trainer(deterministic=True, max_epochs=max_epochs or settings.max_epochs, callbacks=callbacks, logger=CSVLogger(directory, name="", version="log"), accelerator=accelerator,
+                trainer = pl.Trainer(deterministic=True, max_epochs=settings.max_epochs if max_epochs is None else max_epochs, callbacks=callbacks, logger=CSVLogger(directory, name="", version="log"), accelerator=accelerator,
                                      devices=1, gradient_clip_val=settings.clip_norm, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1)
                 loop = Loop(vae, settings, seed)
                 trainer.fit(loop, data[0].loader(settings.batch_size, True, seed), data[1].loader(settings.batch_size, False))
-        finally: quiet.setLevel(level)
+        except SystemExit:
+            raise KeyboardInterrupt from None              # Lightning turns Ctrl-C into a silent exit
+        finally: quiet.setLevel(level); torch.set_num_threads(threads)
         loop.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
         log = pd.read_csv(directory / "log" / "metrics.csv").groupby("epoch").first().drop(columns="step").reset_index()
     vae.eval().requires_grad_(False).cpu()

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['ResidualMLP', 'GaussianMLP', 'Gaussian', 'Perturbations', 'Noise', 'draw_noise', 'Effects', 'VAE']
 
-# %% ../../nbs/22_model.vae.ipynb #32fc31d7
+# %% ../../nbs/22_model.vae.ipynb #3c2211e9
 from typing import NamedTuple
 import numpy as np, torch
+from fastcore.basics import patch
 from torch import nn
 import torch.nn.functional as F
 from .alignment import GRN, own_shift, sample_mask
@@ -47,7 +48,7 @@ class Gaussian(NamedTuple):
 
     def sample(self, eps: torch.Tensor) -> torch.Tensor: return self.mean + self.std * eps
 
-# %% ../../nbs/22_model.vae.ipynb #55b85c93
+# %% ../../nbs/22_model.vae.ipynb #358ec2a5
 class Perturbations(nn.Module):
     "The R perturbations of a screen: their targets, measured shifts and cell counts. Buffers only, so they are saved with the weights."
     def __init__(self,
@@ -56,6 +57,7 @@ class Perturbations(nn.Module):
         se: np.ndarray,             # (R, n) standard errors
         cells: np.ndarray,          # (R,) training cells
         n_fail: int,                # failing training cells
+        shift_cells: np.ndarray | None = None,  # (R,) cells behind the measured shifts; None: all
     ):
         super().__init__()
         R, n = mean.shape
@@ -67,6 +69,8 @@ class Perturbations(nn.Module):
         self.register_buffer("kappa", torch.from_numpy(own_shift(mean, own)).float())
         self.register_buffer("mean", torch.from_numpy(np.where(own, np.nan, mean)).float())   # own entries leave the alignment
         self.register_buffer("se", torch.from_numpy(np.where(own, np.nan, se)).float())
+        self.register_buffer("cells", torch.from_numpy(np.asarray(cells, float)).float())
+        self.register_buffer("shift_cells", self.cells.clone() if shift_cells is None else torch.from_numpy(np.asarray(shift_cells, float)).float())
         self.register_buffer("node_cells", torch.from_numpy(np.asarray(cells, float) @ own).float())   # (n,) cells that carry each node
         self.register_buffer("n_fail", torch.tensor(float(n_fail)))
 
@@ -96,7 +100,7 @@ def draw_noise(particles: int, U: int, B: int, n: int, latent: int, generator: t
     normal = lambda *shape: torch.randn(*shape, generator=generator).to(device)
     return Noise(torch.rand(particles, U, n, generator=generator).to(device), normal(particles, U, n), normal(particles, 1, latent), normal(particles, B, latent))
 
-# %% ../../nbs/22_model.vae.ipynb #8df7333f
+# %% ../../nbs/22_model.vae.ipynb #9310cae4
 class Effects(NamedTuple):
     "Sampled effects of U nodes."
     mask: torch.Tensor       # (S, U, n) sampled mask; edge probabilities when anchored
@@ -104,6 +108,7 @@ class Effects(NamedTuple):
     effect: torch.Tensor     # (S, U, n) sample from q
     latent: torch.Tensor     # (S, U, n) rows of the perturbation latent
 
+# %% ../../nbs/22_model.vae.ipynb #0afa4ade
 class VAE(nn.Module):
     "GPO-VAE. `anchored=True` is the corrected perturbation latent, `False` the published one."
     def __init__(self,
@@ -145,15 +150,6 @@ class VAE(nn.Module):
     def covariate(self, batch: torch.Tensor) -> list[torch.Tensor]:
         return [F.one_hot(batch, self.n_batches).to(self.log_theta.dtype)] if self.n_batches > 1 else []
 
-    def effects(self, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) -> Effects:
-        "Sample the rows of the perturbation latent for some nodes (U,), from noise u, eps (S, U, n)."
-        own = F.one_hot(nodes, self.grn.n).to(eps.dtype)
-        mask = self.grn.probability()[nodes].expand_as(eps) if self.anchored else sample_mask(self.grn.edge_logit[nodes], u)
-        q = self.embedding_encoder(mask, own)
-        effect = q.sample(eps)
-        latent = effect + self.grn.shift(nodes, self.perturbations.kappa) if self.anchored else mask * effect
-        return Effects(mask, q, effect, latent)
-
     def artifact(self, eps: torch.Tensor) -> tuple[torch.Tensor, Gaussian]:
         "Sample (S, 1, L) and posterior (1, L) of the artifact embedding."
         q = self.artifact_encoder(torch.ones(1, self.latent, device=self.log_theta.device, dtype=self.log_theta.dtype))
@@ -170,13 +166,25 @@ class VAE(nn.Module):
         seen = self.position >= 0
         return f.index_add(-1, self.position[seen], z_p.expand(*f.shape[:-1], -1)[..., seen])
 
-    def start_from(self, x: torch.Tensor, library: torch.Tensor, scale_floor: float):
-        "Standardisation from training cells x (cells, genes), and a decoder that starts at the mean composition and the moments' dispersion."
-        with torch.no_grad():
-            y = torch.log1p(x)
-            self.log_x_mean.copy_(y.mean(0)); self.log_x_std.copy_(y.std(0).clamp_min(scale_floor))
-            share = (x / library[:, None]).mean(0)
-            mu = share * library[:, None]
-            excess = ((x - mu) ** 2 - x).mean(0) / (mu ** 2).mean(0).clamp_min(1e-12)
-            self.logits.bias.copy_((share + 1e-7).log())
-            self.log_theta.copy_((1 / excess.clamp(0.05, 10)).log())
+# %% ../../nbs/22_model.vae.ipynb #645277b6
+@patch
+def effects(self: VAE, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) -> Effects:
+    "Sample the rows of the perturbation latent for some nodes (U,), from noise u, eps (S, U, n)."
+    own = F.one_hot(nodes, self.grn.n).to(eps.dtype)
+    mask = self.grn.probability()[nodes].expand_as(eps) if self.anchored else sample_mask(self.grn.edge_logit[nodes], u)
+    q = self.embedding_encoder(mask, own)
+    effect = q.sample(eps)
+    latent = effect + self.grn.shift(nodes, self.perturbations.kappa) if self.anchored else mask * effect
+    return Effects(mask, q, effect, latent)
+
+@patch
+def start_from(self: VAE, x: torch.Tensor, library: torch.Tensor, scale_floor: float):
+    "Standardisation from training cells x (cells, genes), and a decoder that starts at the mean composition and the moments' dispersion."
+    with torch.no_grad():
+        y = torch.log1p(x)
+        self.log_x_mean.copy_(y.mean(0)); self.log_x_std.copy_(y.std(0).clamp_min(scale_floor))
+        share = (x / library[:, None]).mean(0)
+        mu = share * library[:, None]
+        excess = ((x - mu) ** 2 - x).mean(0) / (mu ** 2).mean(0).clamp_min(1e-12)
+        self.logits.bias.copy_((share + 1e-7).log())
+        self.log_theta.copy_((1 / excess.clamp(0.05, 10)).log())
