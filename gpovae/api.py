@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'GPOVAE', 'nearest']
 
-# %% ../nbs/60_api.ipynb #d7cc776c
+# %% ../nbs/60_api.ipynb #96d5f816
 import difflib, hashlib, json, os, platform, tempfile, warnings
 from dataclasses import asdict
 from importlib.metadata import version
@@ -18,15 +18,17 @@ from . import __version__
 from .data.batches import Cells
 from .data.screen import CONTROL, GpovaeError, Key, Screen, canonical, targets
 from .evaluate import Scores, evaluate as _evaluate
+from .evaluate.baselines import noise_variance
+from .evaluate.response import cells, observed_effects
 from .grn.edges import edge_table, with_evidence
 from .grn.explain import explain as _explain
 from .model.alignment import GRN
 from .model.objective import make_settings
-from .model.predict import Context, average_effects, basal_latent, control_context
+from .model.predict import Context, anchor, average_effects, basal_latent, control_context
 from .model.training import build, fit
 from .model.vae import VAE, Perturbations
 
-# %% ../nbs/60_api.ipynb #442d37de
+# %% ../nbs/60_api.ipynb #58168a22
 class GPOVAE:
     "Predicts what a gene perturbation does to expression, and the network that explains why."
     def __init__(self,
@@ -37,7 +39,7 @@ class GPOVAE:
         self.setup_anndata(adata)
         self.adata, self.preset, self.settings = adata, preset, make_settings(preset, **settings)
         self.genes, self.nodes = list(adata.var_names), Screen(adata).nodes
-        self.vae = self.context = self.labels = self.batches = self.history = self.seed = self.cells = None
+        self.vae = self.context = self.anchor = self.labels = self.batches = self.history = self.seed = self.cells = None
 
     @staticmethod
     def setup_anndata(adata: ad.AnnData) -> None:
@@ -58,7 +60,7 @@ class GPOVAE:
         state = f"trained for {len(self.history)} epochs on {len(self.labels)} perturbations" if self.vae is not None else "not trained"
         return f"GPOVAE(preset={self.preset!r}, {len(self.genes)} genes, {len(self.nodes)} nodes, {state})"
 
-# %% ../nbs/60_api.ipynb #77847cbb
+# %% ../nbs/60_api.ipynb #0c595553
 def _cells(screen: Screen) -> str:
     "Identity of cells and split: scores mean something only where these are the ones that the model was trained with."
     return hashlib.sha256("\n".join(map("\t".join, zip(screen.adata.obs_names.astype(str), screen.split))).encode()).hexdigest()[:16]
@@ -80,9 +82,26 @@ def train(self: GPOVAE,
     history = fit(vae, screen, self.settings, labels, batches, seed, max_epochs, directory, accelerator, progress)
     self.vae, self.labels, self.batches, self.history, self.seed = vae, labels, batches, history, seed
     self.context = control_context(vae, screen, batches, seed=seed)
+    self.anchor = self._left_over(progress) if self.settings.anchor else np.zeros((len(labels), len(self.genes)), np.float32)
     return history
 
-# %% ../nbs/60_api.ipynb #2c301bba
+@patch
+def _rows(self: GPOVAE, perturbations): return [[self.nodes.index.get_loc(t) for t in targets(p)] for p in perturbations]
+
+@patch
+def _left_over(self: GPOVAE, progress: bool) -> np.ndarray:
+    "What the decoder leaves over of the effects in training cells (chapter *predict*), in the order of `labels`."
+    effect, *_ = average_effects(self.vae, self.context, self._rows(self.labels), draws=0, seed=self.seed, progress=progress)
+    observed, noise, n = observed_effects(self.adata, "train"), noise_variance(self.adata, "train"), cells(self.adata, "train")
+    return anchor(effect, *(t.loc[self.labels].to_numpy() for t in (observed, noise)), noise.loc[CONTROL].to_numpy(), n[self.labels].to_numpy())
+
+@patch
+def _anchor(self: GPOVAE, perturbation: str) -> np.ndarray:
+    "Of a trained perturbation, or the sum of those of its parts as far as they were trained."
+    known = [perturbation] if perturbation in self.labels else [t for t in targets(perturbation) if t in self.labels]
+    return sum((self.anchor[self.labels.index(p)] for p in known), np.zeros(len(self.genes), np.float32))
+
+# %% ../nbs/60_api.ipynb #586a6b59
 def nearest(name: str, known: list[str]) -> str:
     "A hint for a name that does not exist."
     upper = {k.upper(): k for k in known}
@@ -94,7 +113,7 @@ def predict(self: GPOVAE,
     perturbations: list[str] | str | None = None,  # "GATA1" or "CEBPA+KLF1"; None takes all that were trained
     progress: bool = False,
 ) -> ad.AnnData:  # perturbations x genes
-    "Average treatment effects in log2 units (`X`); `layers['mean']` mean log2 expression under perturbation, `layers['spread']` posterior standard deviation."
+    "Average treatment effects in log2 units (`X`); `layers['mean']` mean log2 expression under perturbation, `layers['spread']` posterior standard deviation, `layers['anchor']` the part of the effect that was read from the training cells and not from the decoder."
     vae, known = self._trained(), list(self.nodes.index[self.nodes.perturbed])
     wanted = self.labels if perturbations is None else [perturbations] if isinstance(perturbations, str) else list(perturbations)
     if not wanted: raise GpovaeError("predict got an empty list of perturbations.")
@@ -102,10 +121,11 @@ def predict(self: GPOVAE,
         if canonical(name) == CONTROL: raise GpovaeError(f"{name!r} is the control: its effect is zero by definition.")
         for t in targets(canonical(name)):
             if t not in known: raise GpovaeError(f"{t!r} was never perturbed in the training cells of this model, so there is nothing to predict its effect from. {nearest(t, known)}")
-    rows = [[self.nodes.index.get_loc(t) for t in targets(canonical(p))] for p in wanted]
-    effect, mean, spread = average_effects(vae, self.context, rows, seed=self.seed, progress=progress)
-    obs = pd.DataFrame(dict(perturbation=[canonical(p) for p in wanted], trained=[canonical(p) in self.labels for p in wanted]), index=pd.Index(wanted))
-    return ad.AnnData(effect, obs=obs, var=pd.DataFrame(index=self.genes), layers=dict(mean=mean, spread=spread))
+    names = [canonical(p) for p in wanted]
+    effect, mean, spread = average_effects(vae, self.context, self._rows(names), seed=self.seed, progress=progress)
+    added = np.stack([self._anchor(p) for p in names])
+    obs = pd.DataFrame(dict(perturbation=names, trained=[p in self.labels for p in names]), index=pd.Index(wanted))
+    return ad.AnnData(effect + added, obs=obs, var=pd.DataFrame(index=self.genes), layers=dict(mean=mean + added, spread=spread, anchor=added))
 
 # %% ../nbs/60_api.ipynb #65d17d6e
 @patch
@@ -154,8 +174,8 @@ def evaluate(self: GPOVAE, seed: int = 0) -> Scores:
     p = self.predict(tested)
     return _evaluate(adata, pd.DataFrame(p.X, index=p.obs_names, columns=p.var_names), self.network(min_probability=0), seed=seed)
 
-# %% ../nbs/60_api.ipynb #0e800795
-FORMAT = 1
+# %% ../nbs/60_api.ipynb #bcfde40c
+FORMAT = 2
 
 @patch
 def save(self: GPOVAE,
@@ -165,7 +185,7 @@ def save(self: GPOVAE,
     "Write the model to a folder; every file appears whole or not at all."
     vae, path = self._trained(), Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.contiguous() for k, v in vae.state_dict().items()} | {f"context.{k}": v.contiguous() for k, v in self.context._asdict().items()}
+    tensors = {k: v.contiguous() for k, v in vae.state_dict().items()} | {f"context.{k}": v.contiguous() for k, v in self.context._asdict().items()} | dict(anchor=torch.from_numpy(self.anchor))
     (path / "settings.json").unlink(missing_ok=True)
     _whole(path / "model.safetensors", lambda f: save_file(tensors, f))
     _whole(path / "history.csv", lambda f: self.history.to_csv(f, index=False))
@@ -184,7 +204,7 @@ def _whole(path: Path, write):
 
 def _sha256(path: Path) -> str: return hashlib.sha256(path.read_bytes()).hexdigest()
 
-# %% ../nbs/60_api.ipynb #c4d4f8e0
+# %% ../nbs/60_api.ipynb #bd34722f
 @patch(cls_method=True)
 def load(cls: GPOVAE,
     path: str | Path,                  # folder written by `save`
@@ -201,6 +221,7 @@ def load(cls: GPOVAE,
     if _sha256(path / "model.safetensors") != s["weights"]: raise GpovaeError(f"{path / 'model.safetensors'} does not belong to its settings.json (other checksum): the run was altered.")
     self = cls.__new__(cls)
     self.preset, self.seed, self.settings, self.genes, self.labels, self.batches, self.cells = s["preset"], s["seed"], make_settings(s["preset"], **s["settings"]), s["genes"], s["labels"], s["batches"], s["cells"]
+    self.anchor = tensors.pop("anchor").numpy()
     self.context = Context(*(tensors.pop(f"context.{k}") for k in Context._fields))
     self.history = pd.read_csv(path / "history.csv")
     self.data = s["data"]
@@ -228,5 +249,5 @@ def _empty(model, tensors) -> VAE:
     s, table, n = model.settings, tensors["perturbations.targets"], len(model.nodes)
     R = len(table)
     P = Perturbations([[t for t in row if t < n] for row in table.tolist()], np.zeros((R, n)), np.ones((R, n)), np.zeros(R), 0)
-    return VAE(len(model.genes), torch.as_tensor(model.nodes.position.to_numpy().copy()), GRN(n, s.alignment == "effects", s.hops), P,
-               max(len(model.batches), 1) if s.covariate else 1, s.latent, s.basal, s.embedding, s.decoder, s.latent_effect == "network")
+    return VAE(len(model.genes), torch.as_tensor(model.nodes.position.to_numpy().copy()), GRN(n, s.accumulation == "effects", s.hops), P,
+               max(len(model.batches), 1) if s.covariate else 1, s.latent, s.basal, s.embedding, s.decoder, s.latent_effect == "network", target_dispersion=s.target_dispersion)

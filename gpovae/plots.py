@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'LINES', 'DIVERGING', 'MANY', 'METRICS', 'cells_per_perturbation', 'quality', 'knockdown', 'training',
-           'predicted_observed', 'effects', 'scores', 'precision_recall', 'network', 'matrix']
+           'predicted_observed', 'effects', 'scores', 'differences', 'precision_recall', 'network', 'matrix']
 
 # %% ../nbs/50_plots.ipynb #8782708f
 import matplotlib.pyplot as plt, networkx as nx, numpy as np, pandas as pd, seaborn as sns
@@ -156,6 +156,22 @@ def scores(
         ax.text(ceiling, -.6, f"ceiling {ceiling:.3f}", ha="center", va="bottom")
     ax.set_yticks(range(len(values)), values.index); ax.invert_yaxis()
     return _finish(ax, xlabel=metric)
+
+# %% ../nbs/50_plots.ipynb #31b4bd82
+def differences(
+    table: pd.DataFrame,  # index = what was changed; columns `difference`, and `from` and `to`, the ends of its interval
+    label: str = "difference",
+    ax: Axes | None = None,
+) -> Axes:
+    "Dots with intervals beside zero."
+    ax, y = _axis(ax, 6, .8 + .28 * len(table)), np.arange(len(table))
+    ax.axvline(0, color=PALETTE["mark"], lw=.8)
+    sure = ((table["from"] > 0) | (table["to"] < 0)).to_numpy()
+    for part, colour, face in ((sure, PALETTE["model"], PALETTE["model"]), (~sure, PALETTE["mark"], "white")):
+        d, low, high = table.loc[part, ["difference", "from", "to"]].to_numpy(float).T
+        ax.errorbar(d, y[part], xerr=[d - low, high - d], fmt="o", ms=5, lw=1.2, color=colour, mfc=face)
+    ax.set_yticks(y, table.index); ax.set_ylim(len(table) - .4, -.6)
+    return _finish(ax, xlabel=label)
 
 # %% ../nbs/50_plots.ipynb #043be5d9
 def precision_recall(

@@ -1,5 +1,5 @@
 """gpovae.data.prepare: refusals, reproducibility, the way to disk and back, and screens of unusual shape."""
-import warnings
+import re, warnings
 from pathlib import Path
 
 import anndata as ad
@@ -7,12 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from scipy.spatial.distance import cdist
 
+from gpovae.data.batches import Cells, mean_shares, median_profiles
 from gpovae.data.datasets import simulated
 from gpovae.data.matching import effective_number, plan, shift_table
 from gpovae.data.nodes import fold_changes, rank_sum_test
 from gpovae.data.prepare import prepare
-from gpovae.data.screen import GpovaeError, Key, Screen
+from gpovae.data.quality import mad_threshold, quality_labels
+from gpovae.data.screen import GpovaeError, Key, Screen, log_normalised, register
 from gpovae.data.split import split_sizes
 
 warnings.filterwarnings("ignore", category=FutureWarning)
@@ -263,16 +266,54 @@ def test_plan_has_uniform_marginals():
     assert ((1 <= effective_number(P)) & (effective_number(P) <= 17)).all()
 
 
-@pytest.mark.skipif(not (SHARED / "conformance/metrics.npz").exists(), reason="the shared conformance folder is absent")
-def test_quality_threshold_is_the_published_one():
-    from gpovae.data.quality import mad_threshold
-    z = np.load(SHARED / "conformance/metrics.npz", allow_pickle=False)
-    values = z["qc.values"]
-    for k in (k for k in z.files if k.startswith("qc.mad") and k.endswith("threshold")):
+# ---- published figures: random inputs and what the published implementation computes from them (its code: CC BY-NC 4.0; no code is kept here) ----
+
+@pytest.fixture(scope="module")
+def published(): return np.load(Path(__file__).parent / "data/metrics_published.npz", allow_pickle=False)
+
+
+def test_quality_threshold_is_the_published_one(published):
+    values, keys = published["qc.values"], [k for k in published.files if re.match(r"qc\.mad.*threshold", k)]
+    assert len(keys) == 4
+    for k in keys:
         t = float(k.removeprefix("qc.mad").split(".")[0])
-        assert np.isclose(mad_threshold(values, t), z[k]), k
-        flag = values < z[k] if t < 0 else values > z[k]
-        assert np.array_equal(flag, z[k.replace("threshold", "flag")].astype(bool))
+        assert np.isclose(mad_threshold(values, t), published[k]), k
+        flag = values < published[k] if t < 0 else values > published[k]
+        assert np.array_equal(flag, published[k.replace("threshold", "flag")].astype(bool))
+
+
+def test_transport_plan_is_the_published_one(published):
+    "Their cost is the Euclidean distance / 100 with an entropy of weight 1. Ours is a squared distance, so we take coordinates whose squared distance is theirs (classical scaling)."
+    X, Y = published["match.perturbed"].astype(float), published["match.control"].astype(float)
+    cost, centre = cdist(np.r_[X, Y], np.r_[X, Y]), np.eye(15) - 1 / 15
+    value, vector = np.linalg.eigh(-centre @ cost @ centre / 2)
+    at = vector * np.sqrt(np.maximum(value, 0))
+    P = plan(at[:6], at[6:], 100 / np.median(cost[:6, 6:]))
+    np.testing.assert_allclose(P, published["match.ot.plan"], rtol=1e-5)
+    assert np.array_equal(P.argmax(1), published["match.ot.index"])
+
+
+def test_unsigned_shift_is_the_published_one(published):
+    counts = published["deltaX.counts"]
+    a = ad.AnnData(counts, obs=pd.DataFrame({"gene": ["g0"] * 8 + ["control"] * 2}, index=[f"c{i}" for i in range(10)]), var=pd.DataFrame(index=[f"g{i}" for i in range(8)]))
+    s = register(a)
+    a.obs[Key.fail], a.obs[Key.split], a.obsm[Key.match] = False, "train", published["deltaX.control_index"][:, None]
+    a.uns[Key.nodes] = dict(names=a.var_names.to_numpy(str), perturbed=np.arange(8) < 1)
+    np.testing.assert_allclose(log_normalised(s, np.arange(10)), published["deltaX.lognorm"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(Cells(s, "train", cell_shift=True)[np.arange(10)].shift, published["deltaX.value"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["even", "odd"])
+def test_partner_is_the_published_lower_median(published, kind):
+    rows = published[f"cfX.rows_{kind}"]
+    class Drawn: integers = staticmethod(lambda *_: rows[None])
+    assert np.array_equal(median_profiles(published["deltaX.counts"], 1, Drawn, len(rows))[0], published[f"cfX.median_{kind}"])
+
+
+def test_mean_counts_are_the_published_ones(published):
+    names, group = np.unique(published["dataate.label"], return_inverse=True)
+    mean = pd.DataFrame(mean_shares(published["dataate.X"], np.ones(len(group)), group, len(names)), index=names)
+    np.testing.assert_allclose((mean - mean.loc["non-targeting"]).loc[published["dataate.mean.rows"]], published["dataate.mean"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(not (SHARED / "data/schraivogel2020_tapseq").exists(), reason="the shared TAP-seq screen is absent")
@@ -286,3 +327,11 @@ def test_tap_seq_enhancer_makes_the_globins_nodes(monkeypatch):
     hit = rank_sum_test(s, rows)[labels.index("HS2")] < 0.05 / 72
     assert set(s.genes[hit]) == {"HBE1", "HBD", "HBB"} <= set(s.nodes.index) and (shift[labels.index("HS2"), hit] < -0.5).all()
     assert s.fail.mean() < 0.1
+
+
+def test_a_doublet_threshold_that_calls_most_cells_is_refused():
+    "Scrublet's automatic threshold can fall below all scores (here it called 94 % of the cells, and no control was left)."
+    adata = simulated(seed=4)
+    register(adata, "gene", "non-targeting")
+    with pytest.warns(UserWarning, match="calls .* of the cells doublets"): found = quality_labels(adata, seed=4)
+    assert found["doublets"] == 0 and found["fail"] < 0.3 * adata.n_obs

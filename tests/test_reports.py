@@ -8,7 +8,7 @@ from gpovae import reports
 from gpovae.data.screen import GpovaeError
 
 pytestmark = pytest.mark.xdist_group("runs")
-NAMES = ["report", "train"]
+NAMES = ["ablation", "report", "train"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -28,6 +28,24 @@ def test_smoke_run(name, tmp_path):
     if name == "report":
         assert results["truth"]["auprc"]["gpovae"] > results["truth"]["chance"]
         assert "ate_rho" in results["scores"]["response"]["model"] and 0 <= results["scores"]["ceiling"]["ceiling"] <= 1
+    if name == "ablation":
+        rows = {r["row"]: r for r in results["table"]}
+        assert list(rows) == [*reports.ablation_settings(), *reports.YARDSTICKS]
+        assert rows["covariate"]["runs"] is None and "one batch" in rows["covariate"]["note"]
+        for r in (rows[k] for k in ("kl", "paper")): assert r["runs"] == 2 and r["ate_rho_from"] <= r["ate_rho_difference"] <= r["ate_rho_to"] and "failed" not in r["note"]
+        assert rows["shrunken training mean"]["ate_rho"] <= rows["ceiling"]["ate_rho"] and rows["kl"]["auprc"] > rows["chance"]["auprc"]
+        assert {(r["row"], r["seed"]) for r in results["runs"]} >= {("corrected", 0), ("corrected", 1), ("ceiling", 1)}
+
+
+def test_ablation_of_a_file(run_folder, tmp_path):
+    values = dict(data=str(run_folder / "prepared.h5ad"), switches="kl, accumulation", seeds=1, max_epochs=1, jobs=2)
+    results = json.loads(reports.run("ablation", tmp_path / "a", progress=False, **values)["json"].read_text())
+    assert [r["row"] for r in results["table"]][:5] == ["corrected", "kl", "accumulation", "latent_effect", "paper"] and "those of the file" in results["varies"]
+    assert results["table"][1]["ate_rho_difference"] is not None and results["table"][1]["ate_rho_from"] is None      # one seed, no interval
+    with pytest.raises(GpovaeError, match="no switch 'signs'. There is: reconstruction, divergence"): reports.run("ablation", tmp_path / "b", progress=False, switches="kl,signs")
+    with pytest.raises(GpovaeError, match="there is no such file"): reports.run("ablation", tmp_path / "b", progress=False, data="nowhere.h5ad")
+    with pytest.raises(GpovaeError, match="seeds=0"): reports.run("ablation", tmp_path / "b", progress=False, seeds=0)
+    assert not (tmp_path / "b").exists()
 
 
 def test_page_is_self_contained(run_folder, tmp_path):
@@ -52,7 +70,7 @@ def test_train_as_papermill_calls_it(run_folder, tmp_path):
 
 def test_refusals(tmp_path):
     with pytest.raises(GpovaeError, match="no parameter 'epochs'. It has: .*max_epochs"): reports.run("train", tmp_path / "a", epochs=3)
-    with pytest.raises(GpovaeError, match="no report 'trian'. There are: report, train"): reports.run("trian", tmp_path / "a")
+    with pytest.raises(GpovaeError, match="no report 'trian'. There are: ablation, report, train"): reports.run("trian", tmp_path / "a")
     with pytest.raises(GpovaeError, match="improved"): reports.run("train", tmp_path / "a", progress=False, preset="improved")
     assert not (tmp_path / "a").exists()
 

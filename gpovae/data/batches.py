@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 from .screen import CONTROL, GpovaeError, Key, Screen, dense, log_normalised, targets
 
-# %% ../../nbs/18_data.batches.ipynb #f8167fe4
+# %% ../../nbs/18_data.batches.ipynb #316f3c2e
 class Batch(NamedTuple):
     "B cells. Perturbations are numbered as in `Cells.labels`; -1 is control."
     x: torch.Tensor        # (B, genes) raw counts, float32
@@ -22,7 +22,8 @@ class Batch(NamedTuple):
     batch: torch.Tensor    # (B,) int64, number of the experimental batch
     partner: torch.Tensor  # (B, genes) counterfactual profile, at the cell's own depth
     paired: torch.Tensor   # (B,) bool: is there a partner
-    shift: torch.Tensor | None  # (B, nodes) unsigned shift to one matched control (published alignment only)
+    shift: torch.Tensor | None = None  # (B, nodes) unsigned shift to one matched control (published alignment only)
+    row: torch.Tensor | None = None    # (B,) int64, position of the cell among the screen's
 
 # %% ../../nbs/18_data.batches.ipynb #a18242ad
 def mean_shares(
@@ -111,7 +112,7 @@ def _median_partner(self: Cells, seed):
     medians = sp.vstack(blocks).tocsr()[np.argsort(np.concatenate(order))]
     return lambda i: dense(medians[i])
 
-# %% ../../nbs/18_data.batches.ipynb #f4dc688c
+# %% ../../nbs/18_data.batches.ipynb #4791988a
 @patch
 def _matched(self: Cells):
     if not self.screen.same_cells(): raise GpovaeError("Cells were added, removed or re-ordered after gpovae.prepare: matched controls are stored as positions. Run gpovae.prepare(adata) again.")
@@ -130,4 +131,4 @@ def _shift(self: Cells, i):
 def __getitem__(self: Cells, i) -> Batch:
     i, t = np.asarray(i), torch.from_numpy
     return Batch(t(dense(self.X[i])), t(self.library[i]), t(self.label[i]), t(self.fail[i].astype(np.float32)), t(self.batch[i]),
-                 t(np.ascontiguousarray(self._pair(i), dtype=np.float32)), t(self.paired[i]), None if self._match is None else self._shift(i))
+                 t(np.ascontiguousarray(self._pair(i), dtype=np.float32)), t(self.paired[i]), None if self._match is None else self._shift(i), t(self.rows[i]))

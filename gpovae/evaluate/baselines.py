@@ -39,15 +39,14 @@ def training_mean(
         return train_effects.loc[list(parts)].sum() if len(parts) > 1 and set(parts) <= set(train_effects.index) else shared
     return pd.DataFrame([one(p) for p in perturbations], perturbations, train_effects.columns)
 
-# %% ../../nbs/43_evaluate.baselines.ipynb #69c85ab3
+# %% ../../nbs/43_evaluate.baselines.ipynb #ddf08894
 def noise_variance(
     adata: ad.AnnData,
     split: str = "train",
-) -> pd.DataFrame:  # (perturbations, genes)
-    "Variance of each perturbation's mean log2 expression: variance over its passing cells / their number."
+) -> pd.DataFrame:  # (labels, genes): perturbations and control
+    "Variance of each label's mean log2 expression: variance over its passing cells / their number."
     screen = Screen(adata)
     rows = _passing(screen, split)
-    rows = rows[~screen.is_control[rows]]
     codes, names = pd.factorize(screen.labels[rows], sort=True)
     n = np.bincount(codes)[:, None]
     mean, square = (group_means(screen, rows, codes, len(names), power) for power in (1, 2))

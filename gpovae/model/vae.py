@@ -48,7 +48,7 @@ class Gaussian(NamedTuple):
 
     def sample(self, eps: torch.Tensor) -> torch.Tensor: return self.mean + self.std * eps
 
-# %% ../../nbs/22_model.vae.ipynb #358ec2a5
+# %% ../../nbs/22_model.vae.ipynb #d2188193
 class Perturbations(nn.Module):
     "The R perturbations of a screen: their targets, measured shifts and cell counts. Buffers only, so they are saved with the weights."
     def __init__(self,
@@ -58,6 +58,7 @@ class Perturbations(nn.Module):
         cells: np.ndarray,          # (R,) training cells
         n_fail: int,                # failing training cells
         shift_cells: np.ndarray | None = None,  # (R,) cells behind the measured shifts; None: all
+        n_controls: int = 0,        # training control cells
     ):
         super().__init__()
         R, n = mean.shape
@@ -73,6 +74,7 @@ class Perturbations(nn.Module):
         self.register_buffer("shift_cells", self.cells.clone() if shift_cells is None else torch.from_numpy(np.asarray(shift_cells, float)).float())
         self.register_buffer("node_cells", torch.from_numpy(np.asarray(cells, float) @ own).float())   # (n,) cells that carry each node
         self.register_buffer("n_fail", torch.tensor(float(n_fail)))
+        self.register_buffer("n_cells", self.cells.sum() + n_controls)
 
     def gather(self, rows: torch.Tensor, nodes: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         "Sum, for each label (-1: none), the rows of its targets. rows (..., U, n) belongs to the sorted `nodes` (U,)."
@@ -108,7 +110,7 @@ class Effects(NamedTuple):
     effect: torch.Tensor     # (S, U, n) sample from q
     latent: torch.Tensor     # (S, U, n) rows of the perturbation latent
 
-# %% ../../nbs/22_model.vae.ipynb #0afa4ade
+# %% ../../nbs/22_model.vae.ipynb #272f846a
 class VAE(nn.Module):
     "GPO-VAE. `anchored=True` is the corrected perturbation latent, `False` the published one."
     def __init__(self,
@@ -123,6 +125,7 @@ class VAE(nn.Module):
         decoder: tuple = (400, 3),
         anchored: bool = True,
         size_factor=None,             # (genes,) bool; None takes all
+        target_dispersion: bool = True,   # a perturbed gene has an inverse dispersion of its own in the cells where it is the target
     ):
         super().__init__()
         n, self.n_batches, self.latent, self.anchored = len(position), n_batches, latent, anchored
@@ -135,6 +138,7 @@ class VAE(nn.Module):
         self.logits = nn.Linear(decoder[0], n_genes)
         self.log_theta = nn.Parameter(torch.zeros(n_genes))
         self.log_tau = nn.Parameter(torch.zeros(n), requires_grad=anchored)   # prior scale of E: 1 as published, learnt when anchored
+        self.log_theta_target = nn.Parameter(torch.zeros(n)) if target_dispersion else None
         self.register_buffer("position", torch.as_tensor(position).long())
         self.register_buffer("log_x_mean", torch.zeros(n_genes)); self.register_buffer("log_x_std", torch.ones(n_genes))
         self.register_buffer("size_factor", torch.ones(n_genes, dtype=torch.bool) if size_factor is None else torch.as_tensor(size_factor))
@@ -166,7 +170,7 @@ class VAE(nn.Module):
         seen = self.position >= 0
         return f.index_add(-1, self.position[seen], z_p.expand(*f.shape[:-1], -1)[..., seen])
 
-# %% ../../nbs/22_model.vae.ipynb #645277b6
+# %% ../../nbs/22_model.vae.ipynb #36a91066
 @patch
 def effects(self: VAE, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) -> Effects:
     "Sample the rows of the perturbation latent for some nodes (U,), from noise u, eps (S, U, n)."
@@ -178,13 +182,32 @@ def effects(self: VAE, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) 
     return Effects(mask, q, effect, latent)
 
 @patch
-def start_from(self: VAE, x: torch.Tensor, library: torch.Tensor, scale_floor: float):
-    "Standardisation from training cells x (cells, genes), and a decoder that starts at the mean composition and the moments' dispersion."
+def start_from(self: VAE, blocks, scale_floor: float):
+    "Standardisation from all training cells, and a decoder that starts at the mean composition and the moments' dispersion. `blocks`: pairs of counts (cells, genes) and library sizes (cells,)."
+    N, l2, total = 0, 0.0, torch.zeros(6, len(self.log_theta), dtype=torch.float64)
+    for x, l in blocks:
+        x, l = x.double(), l.double()[:, None]
+        y, N, l2 = torch.log1p(x), N + len(x), l2 + (l ** 2).sum()
+        total += torch.stack([t.sum(0) for t in (y, y ** 2, x / l, x, x ** 2, x * l)])
+    y, yy, share, x, xx, xl = total / N
+    excess = (xx - 2 * share * xl + share ** 2 * l2 / N - x) / (share ** 2 * l2 / N).clamp_min(1e-12)
     with torch.no_grad():
-        y = torch.log1p(x)
-        self.log_x_mean.copy_(y.mean(0)); self.log_x_std.copy_(y.std(0).clamp_min(scale_floor))
-        share = (x / library[:, None]).mean(0)
-        mu = share * library[:, None]
-        excess = ((x - mu) ** 2 - x).mean(0) / (mu ** 2).mean(0).clamp_min(1e-12)
+        self.log_x_mean.copy_(y); self.log_x_std.copy_(((yy - y ** 2).clamp_min(0) * N / max(N - 1, 1)).sqrt().clamp_min(scale_floor))
         self.logits.bias.copy_((share + 1e-7).log())
         self.log_theta.copy_((1 / excess.clamp(0.05, 10)).log())
+        if self.log_theta_target is not None: self.log_theta_target.copy_(torch.where(self.position >= 0, self.log_theta[self.position], 0.0))
+
+@patch
+def inverse_dispersion(self: VAE, targeted: list[int] = ()) -> torch.Tensor:
+    "(genes,) theta in cells in which the nodes `targeted` are the target."
+    log_theta, nodes = self.log_theta.clone(), [t for t in targeted if self.position[t] >= 0]
+    if self.log_theta_target is not None and nodes: log_theta[self.position[nodes]] = self.log_theta_target[nodes]
+    return log_theta.exp()
+
+@patch
+def target_columns(self: VAE, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "Cells whose measured gene was targeted: position of the cell, column of the gene, node (three times (K,))."
+    P, position = self.perturbations, F.pad(self.position, (0, 1), value=-1)
+    nodes = torch.where(label[:, None] >= 0, P.targets[label], P.n)
+    cell, which = (position[nodes] >= 0).nonzero(as_tuple=True)
+    return cell, position[nodes[cell, which]], nodes[cell, which]
