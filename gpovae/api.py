@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'GPOVAE', 'nearest']
 
-# %% ../nbs/60_api.ipynb #96d5f816
+# %% ../nbs/60_api.ipynb #cd010f46
 import difflib, hashlib, json, os, platform, tempfile, warnings
 from dataclasses import asdict
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from .data.batches import Cells
 from .data.screen import CONTROL, GpovaeError, Key, Screen, canonical, targets
 from .evaluate import Scores, evaluate as _evaluate
 from .evaluate.baselines import noise_variance
-from .evaluate.response import cells, observed_effects
+from .evaluate.response import cells, log2_means
 from .grn.edges import edge_table, with_evidence
 from .grn.explain import explain as _explain
 from .model.alignment import GRN
@@ -60,7 +60,7 @@ class GPOVAE:
         state = f"trained for {len(self.history)} epochs on {len(self.labels)} perturbations" if self.vae is not None else "not trained"
         return f"GPOVAE(preset={self.preset!r}, {len(self.genes)} genes, {len(self.nodes)} nodes, {state})"
 
-# %% ../nbs/60_api.ipynb #0c595553
+# %% ../nbs/60_api.ipynb #ac6720d5
 def _cells(screen: Screen) -> str:
     "Identity of cells and split: scores mean something only where these are the ones that the model was trained with."
     return hashlib.sha256("\n".join(map("\t".join, zip(screen.adata.obs_names.astype(str), screen.split))).encode()).hexdigest()[:16]
@@ -82,26 +82,34 @@ def train(self: GPOVAE,
     history = fit(vae, screen, self.settings, labels, batches, seed, max_epochs, directory, accelerator, progress)
     self.vae, self.labels, self.batches, self.history, self.seed = vae, labels, batches, history, seed
     self.context = control_context(vae, screen, batches, seed=seed)
-    self.anchor = self._left_over(progress) if self.settings.anchor else np.zeros((len(labels), len(self.genes)), np.float32)
+    P = len(self.genes)
+    self.anchor = self._left_over(screen, progress) if self.settings.anchor else (np.zeros(P, np.float32), np.zeros((len(labels), P), np.float32))
     return history
 
 @patch
 def _rows(self: GPOVAE, perturbations): return [[self.nodes.index.get_loc(t) for t in targets(p)] for p in perturbations]
 
 @patch
-def _left_over(self: GPOVAE, progress: bool) -> np.ndarray:
-    "What the decoder leaves over of the effects in training cells (chapter *predict*), in the order of `labels`."
+def _left_over(self: GPOVAE, screen: Screen, progress: bool) -> tuple[np.ndarray, np.ndarray]:
+    "What the decoder leaves over of the effects in training cells (chapter *prediction*): common part, and that of each of `labels`."
     effect, *_ = average_effects(self.vae, self.context, self._rows(self.labels), draws=0, seed=self.seed, progress=progress)
-    observed, noise, n = observed_effects(self.adata, "train"), noise_variance(self.adata, "train"), cells(self.adata, "train")
-    return anchor(effect, *(t.loc[self.labels].to_numpy() for t in (observed, noise)), noise.loc[CONTROL].to_numpy(), n[self.labels].to_numpy())
+    noise, n, batch = noise_variance(self.adata, "train"), cells(self.adata, "train")[self.labels].to_numpy(), screen.batch.astype(str)
+    label, rows = np.array([p if p != CONTROL else f"{CONTROL} {b}" for p, b in zip(screen.labels, batch)]), screen.rows("train", fail=False)
+    mu = log2_means(self.adata, "train", label)                             # controls batch by batch, weighted as the cells of the perturbation are
+    weight = pd.crosstab(screen.labels[rows], batch[rows], normalize="index")
+    weight = weight.loc[self.labels, [b for b in weight if f"{CONTROL} {b}" in mu.index]]
+    if lost := [p for p in self.labels if weight.loc[p].sum() == 0]: weight.loc[lost] = 1.0                    # no control in any of its batches: all of them
+    weight = weight.div(weight.sum(1), axis=0).rename(columns=lambda b: f"{CONTROL} {b}")
+    observed = mu.loc[self.labels].to_numpy() - weight.to_numpy() @ mu.loc[weight.columns].to_numpy()
+    return anchor(effect, observed, noise.loc[self.labels].to_numpy(), noise.loc[CONTROL].to_numpy(), n)
 
 @patch
 def _anchor(self: GPOVAE, perturbation: str) -> np.ndarray:
-    "Of a trained perturbation, or the sum of those of its parts as far as they were trained."
+    "Of a trained perturbation; of another combination the common part, and the own parts of those of its targets that were trained alone."
     known = [perturbation] if perturbation in self.labels else [t for t in targets(perturbation) if t in self.labels]
-    return sum((self.anchor[self.labels.index(p)] for p in known), np.zeros(len(self.genes), np.float32))
+    return sum((self.anchor[1][self.labels.index(p)] for p in known), self.anchor[0])
 
-# %% ../nbs/60_api.ipynb #586a6b59
+# %% ../nbs/60_api.ipynb #8dff0d3e
 def nearest(name: str, known: list[str]) -> str:
     "A hint for a name that does not exist."
     upper = {k.upper(): k for k in known}
@@ -113,7 +121,7 @@ def predict(self: GPOVAE,
     perturbations: list[str] | str | None = None,  # "GATA1" or "CEBPA+KLF1"; None takes all that were trained
     progress: bool = False,
 ) -> ad.AnnData:  # perturbations x genes
-    "Average treatment effects in log2 units (`X`); `layers['mean']` mean log2 expression under perturbation, `layers['spread']` posterior standard deviation, `layers['anchor']` the part of the effect that was read from the training cells and not from the decoder."
+    "Average treatment effects in log2 units (`X`); `layers['mean']` mean log2 expression under perturbation, `layers['spread']` posterior standard deviation of the decoder's part, `layers['anchor']` the part of the effect that was read from the training cells and not from the decoder."
     vae, known = self._trained(), list(self.nodes.index[self.nodes.perturbed])
     wanted = self.labels if perturbations is None else [perturbations] if isinstance(perturbations, str) else list(perturbations)
     if not wanted: raise GpovaeError("predict got an empty list of perturbations.")
@@ -174,7 +182,7 @@ def evaluate(self: GPOVAE, seed: int = 0) -> Scores:
     p = self.predict(tested)
     return _evaluate(adata, pd.DataFrame(p.X, index=p.obs_names, columns=p.var_names), self.network(min_probability=0), seed=seed)
 
-# %% ../nbs/60_api.ipynb #bcfde40c
+# %% ../nbs/60_api.ipynb #f9d769cc
 FORMAT = 2
 
 @patch
@@ -185,7 +193,7 @@ def save(self: GPOVAE,
     "Write the model to a folder; every file appears whole or not at all."
     vae, path = self._trained(), Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.contiguous() for k, v in vae.state_dict().items()} | {f"context.{k}": v.contiguous() for k, v in self.context._asdict().items()} | dict(anchor=torch.from_numpy(self.anchor))
+    tensors = {k: v.contiguous() for k, v in vae.state_dict().items()} | {f"context.{k}": v.contiguous() for k, v in self.context._asdict().items()} | {f"anchor.{i}": torch.from_numpy(v) for i, v in enumerate(self.anchor)}
     (path / "settings.json").unlink(missing_ok=True)
     _whole(path / "model.safetensors", lambda f: save_file(tensors, f))
     _whole(path / "history.csv", lambda f: self.history.to_csv(f, index=False))
@@ -204,7 +212,7 @@ def _whole(path: Path, write):
 
 def _sha256(path: Path) -> str: return hashlib.sha256(path.read_bytes()).hexdigest()
 
-# %% ../nbs/60_api.ipynb #bd34722f
+# %% ../nbs/60_api.ipynb #c4227162
 @patch(cls_method=True)
 def load(cls: GPOVAE,
     path: str | Path,                  # folder written by `save`
@@ -221,7 +229,7 @@ def load(cls: GPOVAE,
     if _sha256(path / "model.safetensors") != s["weights"]: raise GpovaeError(f"{path / 'model.safetensors'} does not belong to its settings.json (other checksum): the run was altered.")
     self = cls.__new__(cls)
     self.preset, self.seed, self.settings, self.genes, self.labels, self.batches, self.cells = s["preset"], s["seed"], make_settings(s["preset"], **s["settings"]), s["genes"], s["labels"], s["batches"], s["cells"]
-    self.anchor = tensors.pop("anchor").numpy()
+    self.anchor = tuple(tensors.pop(f"anchor.{i}").numpy() for i in range(2))
     self.context = Context(*(tensors.pop(f"context.{k}") for k in Context._fields))
     self.history = pd.read_csv(path / "history.csv")
     self.data = s["data"]

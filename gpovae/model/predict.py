@@ -98,25 +98,27 @@ def average_effects(
         out.append((perturbed.mean(0) - base.mean(0), perturbed.mean(0), spread))
     return tuple(torch.stack(x).numpy() for x in zip(*out))
 
-# %% ../../nbs/25_model.predict.ipynb #9fdfc59f
+# %% ../../nbs/25_model.predict.ipynb #9377def8
 def anchor(
     predicted: np.ndarray,      # (R, genes) effects by the decoder, log2
     observed: np.ndarray,       # (R, genes) effects in training cells
     noise: np.ndarray,          # (R, genes) variance of the mean of each perturbation's training cells
     control_noise: np.ndarray,  # (genes,) variance of the mean of the control cells
     cells: np.ndarray,          # (R,) training cells
-) -> np.ndarray:  # (R, genes), to be added to the decoder's effects
+) -> tuple[np.ndarray, np.ndarray]:  # (genes,) common to all perturbations, (R, genes) of each; their sum is to be added to the decoder's effects
     "What the decoder leaves over of the training effects, shrunken by empirical Bayes."
     left, share, R = observed - predicted, (cells / cells.sum())[:, None], len(cells)
     common, var = (share * left).sum(0), (share ** 2 * noise).sum(0) + control_noise
     scale = max(0.0, float((common ** 2 - var).mean()))
-    out = np.repeat((common * scale / np.maximum(scale + var, 1e-12))[None], R, 0)
-    if R < 3: return out.astype(np.float32)
-    own, v = left - common, np.maximum(noise.mean(0), 1e-12)
-    signal = (own ** 2).sum(0) / (R - 1) / v - 1
-    trust = max(0.0, 1 - 2 / (R - 1) / float((signal ** 2).mean()))
+    own, v, total = left - common, noise.mean(0), noise.sum(0)
+    common = (common * scale / np.maximum(scale + var, 1e-12)).astype(np.float32)
+    seen = v > 1e-9 * v.max()                                     # a gene that no cell expressed has neither noise nor signal
+    if R < 3 or not seen.any(): return common, np.zeros(left.shape, np.float32)
+    signal = np.where(seen, (own ** 2).sum(0) / (R - 1) / np.where(seen, v, 1) - 1, 0)
+    chance = 2 * (noise ** 2).sum(0)[seen] / total[seen] ** 2 * R / (R - 1)
+    trust = max(0.0, 1 - float(chance.mean() / np.maximum((signal[seen] ** 2).mean(), 1e-12)))
     spread = trust * np.clip(signal, 0, None) * v
-    return (out + own * spread / np.maximum(spread + noise, 1e-12)).astype(np.float32)
+    return common, (own * spread / np.maximum(spread + noise, 1e-12)).astype(np.float32)
 
 # %% ../../nbs/25_model.predict.ipynb #a16f87ae
 def particles(vae: VAE, batch: Batch, n: int = 100, seed: int = 0, part: int = 10) -> Iterator[Noise]:

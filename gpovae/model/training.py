@@ -18,7 +18,7 @@ from .alignment import GRN, fit_network
 from .objective import Settings, draw, make_settings, objective
 from .vae import VAE, Noise, Perturbations
 
-# %% ../../nbs/24_model.training.ipynb #741ecec2
+# %% ../../nbs/24_model.training.ipynb #a9473f44
 def build(
     screen: Screen,
     settings: Settings,
@@ -45,7 +45,8 @@ def build(
 def _start_targets(vae, screen, cells):
     "Moments' dispersion of each perturbed gene in the training cells where it is the target."
     with torch.no_grad():
-        for r, targeted in enumerate(vae.perturbations.targets.tolist()):
+        alone_last = sorted(enumerate(vae.perturbations.targets.tolist()), key=lambda x: -sum(t < vae.grn.n for t in x[1]))    # the cells in which a gene is the only target decide
+        for r, targeted in alone_last:
             some = np.flatnonzero((cells.label == r) & ~cells.fail)
             for t in targeted:
                 if t == vae.grn.n or vae.position[t] < 0 or len(some) < 2: continue
@@ -64,7 +65,7 @@ def _table(screen, cells, nodes):
     rows = [at[p] for p in cells.labels]
     return [[nodes.index.get_loc(t) for t in targets(p)] for p in cells.labels], *(np.asarray(table[k])[rows] for k in ("mean", "se", "cells"))
 
-# %% ../../nbs/24_model.training.ipynb #53783465
+# %% ../../nbs/24_model.training.ipynb #783f3886
 def plate_counts(vae: VAE, cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
     "Cells of a split that carry each node (n,), and those that fail: what `paper` divides the plates of its validation loss by."
     targets, n = vae.perturbations.targets[torch.from_numpy(cells.label[cells.label >= 0])], vae.grn.n
@@ -93,6 +94,7 @@ class Loop(pl.LightningModule):
         self.counts = plate_counts(vae, held_out) if settings.validation == "total" else None
 
     def _terms(self, stage, batch, noise, counts=None):
+        counts = counts and tuple(c.to(batch.x.device) for c in counts)
         terms, n = objective(self.vae, batch, self.settings, *noise, counts), len(batch.label)
         if not torch.isfinite(terms["total"]):
             bad = ", ".join(k for k, v in terms.items() if k not in ("total", "elbo") and not torch.isfinite(v))

@@ -170,12 +170,13 @@ class VAE(nn.Module):
         seen = self.position >= 0
         return f.index_add(-1, self.position[seen], z_p.expand(*f.shape[:-1], -1)[..., seen])
 
-# %% ../../nbs/22_model.vae.ipynb #36a91066
+# %% ../../nbs/22_model.vae.ipynb #82c3b3e9
 @patch
 def effects(self: VAE, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) -> Effects:
     "Sample the rows of the perturbation latent for some nodes (U,), from noise u, eps (S, U, n)."
     own = F.one_hot(nodes, self.grn.n).to(eps.dtype)
     mask = self.grn.probability()[nodes].expand_as(eps) if self.anchored else sample_mask(self.grn.edge_logit[nodes], u)
+    if self.grn.signed and not self.anchored: mask = torch.maximum(mask, own)      # a network without self-edges still lets a gene change itself
     q = self.embedding_encoder(mask, own)
     effect = q.sample(eps)
     latent = effect + self.grn.shift(nodes, self.perturbations.kappa) if self.anchored else mask * effect
