@@ -29,7 +29,7 @@ GLOBINS = ["HBE1", "HBD", "HBB"]
 SIMULATED = dict(small=dict(n_cells=3000, n_genes=200, n_perturbations=12), medium=dict(n_cells=6000, n_genes=400, n_perturbations=30),
                  uneven=dict(n_cells=6000, n_genes=400, n_perturbations=30), large=dict(n_cells=12000, n_genes=800, n_perturbations=60))
 EPOCHS = dict(small=60, medium=40, uneven=40, large=20, schraivogel2020=40)   # of both presets
-ABLATION_EPOCHS = 40
+ABLATION_EPOCHS = 25
 STRATA = [0, 30, 60, 120, 300, np.inf]                                        # training cells per perturbation
 KEY = ["screen", "seed", "method"]
 
