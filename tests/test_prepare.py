@@ -330,7 +330,7 @@ def test_tap_seq_enhancer_makes_the_globins_nodes(monkeypatch):
 
 
 def test_a_doublet_threshold_that_calls_most_cells_is_refused():
-    "Scrublet's automatic threshold can fall below all scores (here it called 94 % of the cells, and no control was left)."
+    "Scrublet's automatic threshold can fall below all scores (here it calls nearly all cells, so that no control was left)."
     adata = simulated(seed=4)
     register(adata, "gene", "non-targeting")
     with pytest.warns(UserWarning, match="calls .* of the cells doublets"): found = quality_labels(adata, seed=4)
