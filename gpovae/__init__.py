@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 _lazy = {  # name: (module, attribute or None for the module itself); imported on first use, so that `import gpovae` stays fast
     "datasets": ("gpovae.data.datasets", None),
     "prepare": ("gpovae.data.prepare", "prepare"),
+    "prepare_file": ("gpovae.data.prepare", "prepare_file"),
     "GPOVAE": ("gpovae.api", "GPOVAE"),
     "evaluate": ("gpovae.evaluate", None),
     "plots": ("gpovae.plots", None),

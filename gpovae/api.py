@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'GPOVAE', 'nearest']
 
-# %% ../nbs/60_api.ipynb #cd010f46
+# %% ../nbs/60_api.ipynb #ed568d44
 import difflib, hashlib, json, os, platform, tempfile, warnings
 from dataclasses import asdict
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from . import __version__
 from .data.batches import Cells
 from .data.screen import CONTROL, GpovaeError, Key, Screen, canonical, targets
+from .data.steps import stale
 from .evaluate import Scores, evaluate as _evaluate
 from .evaluate.baselines import noise_variance
 from .evaluate.response import cells, log2_means
@@ -28,7 +29,7 @@ from .model.predict import Context, anchor, average_effects, basal_latent, contr
 from .model.training import build, fit
 from .model.vae import VAE, Perturbations
 
-# %% ../nbs/60_api.ipynb #58168a22
+# %% ../nbs/60_api.ipynb #4226a96a
 class GPOVAE:
     "Predicts what a gene perturbation does to expression, and the network that explains why."
     def __init__(self,
@@ -38,7 +39,7 @@ class GPOVAE:
     ):
         self.setup_anndata(adata)
         self.adata, self.preset, self.settings = adata, preset, make_settings(preset, **settings)
-        self.genes, self.nodes = list(adata.var_names), Screen(adata).nodes
+        self.genes, self.nodes = list(Screen(adata).genes), Screen(adata).nodes
         self.vae = self.context = self.anchor = self.labels = self.batches = self.history = self.seed = self.cells = None
 
     @staticmethod
@@ -47,6 +48,7 @@ class GPOVAE:
         screen = Screen(adata)
         screen.labels, screen.library_size, screen.fail, screen.split, screen.nodes
         if Key.shifts not in adata.uns: raise GpovaeError("The table of shifts is missing. Run gpovae.prepare(adata).")
+        if old := stale(adata): warnings.warn(f"What was computed in {', '.join(old)} no longer fits the screen: something it was computed from has been changed since. Run gpovae.prepare(adata) again.", stacklevel=2)
 
     def _trained(self) -> VAE:
         if self.vae is None: raise GpovaeError("This model was not trained. Call model.train() first.")
@@ -212,7 +214,7 @@ def _whole(path: Path, write):
 
 def _sha256(path: Path) -> str: return hashlib.sha256(path.read_bytes()).hexdigest()
 
-# %% ../nbs/60_api.ipynb #c4227162
+# %% ../nbs/60_api.ipynb #e8623f51
 @patch(cls_method=True)
 def load(cls: GPOVAE,
     path: str | Path,                  # folder written by `save`
@@ -247,10 +249,10 @@ def _recorded(data: str | None):
 def _fitting(adata, genes):
     "The screen with the model's genes in the model's order."
     if adata is None: return None
-    missing = [g for g in genes if g not in adata.var_names]
-    if len(missing) == len(genes): raise GpovaeError(f"The screen has no gene in common with the model (model: {', '.join(genes[:3])}, ...; screen: {', '.join(adata.var_names[:3])}, ...). Are these symbols on one side and Ensembl ids on the other?")
+    have = Screen(adata).genes; missing = [g for g in genes if g not in have]
+    if len(missing) == len(genes): raise GpovaeError(f"The screen has no gene in common with the model (model: {', '.join(genes[:3])}, ...; screen: {', '.join(have[:3])}, ...). Are these symbols on one side and Ensembl ids on the other?")
     if missing: raise GpovaeError(f"The screen lacks {len(missing)} gene(s) of the model, the first is {missing[0]!r}.")
-    return adata if list(adata.var_names) == genes else adata[:, genes].copy()
+    return adata if list(have) == genes else adata[:, have.get_indexer(genes)].copy()
 
 def _empty(model, tensors) -> VAE:
     "A model of the right shape, to be filled with saved tensors."

@@ -10,7 +10,9 @@ from pathlib import Path
 import anndata as ad, numpy as np, pandas as pd, pytest, scipy.sparse as sp
 from scipy.stats import mannwhitneyu, wasserstein_distance
 
-from gpovae.data.screen import CONTROL, GpovaeError, Key, register
+from gpovae.data.register import register
+
+from gpovae.data.screen import CONTROL, GpovaeError, Key
 from gpovae.evaluate import Scores, evaluate, score
 from gpovae.evaluate.baselines import baselines, noise_variance, perturbed_mean, shrunken_mean, training_mean
 from gpovae.evaluate.biology import overlap, read_edges

@@ -9,7 +9,8 @@ from unittest.mock import patch
 import anndata as ad, numpy as np, pandas as pd, pytest, torch
 
 from gpovae.data.batches import Batch, mean_shares
-from gpovae.data.screen import Key, register
+from gpovae.data.register import register
+from gpovae.data.screen import Key
 from gpovae.evaluate.response import observed_effects
 from gpovae.model.alignment import EPS, GRN, sample_mask
 from gpovae.model.likelihood import log_likelihood, log_mean

@@ -15,7 +15,8 @@ from gpovae.data.matching import effective_number, plan, shift_table
 from gpovae.data.nodes import fold_changes, rank_sum_test
 from gpovae.data.prepare import prepare
 from gpovae.data.quality import mad_threshold, quality_labels
-from gpovae.data.screen import GpovaeError, Key, Screen, log_normalised, register
+from gpovae.data.register import register
+from gpovae.data.screen import GpovaeError, Key, Screen, log_normalised
 from gpovae.data.split import split_sizes
 
 warnings.filterwarnings("ignore", category=FutureWarning)
@@ -37,7 +38,7 @@ def ours(a):
         for k in m:
             v = m[k]
             if prefix.count("/") == 1 and not str(k).startswith("gpovae_"): continue
-            if isinstance(v, dict): walk(f"{prefix}{k}/", v)
+            if isinstance(v, (dict, pd.DataFrame)): walk(f"{prefix}{k}/", dict(v))
             else: flat[f"{prefix}{k}"] = np.asarray(v)
     for name in ("obs", "var", "obsm", "uns"): walk(f"{name}/", getattr(a, name))
     return flat
@@ -47,6 +48,7 @@ def assert_same(a, b, rtol=0):
     a, b = ours(a), ours(b)
     assert a.keys() == b.keys()
     for k in a:
+        if rtol and k.endswith(("/reads", "/wrote")): continue                  # hashes of what is compared here
         if a[k].dtype.kind == "f": assert np.allclose(a[k], b[k], rtol=rtol, atol=0, equal_nan=True), k
         elif rtol and k == f"obsm/{Key.match}": assert (a[k] == b[k]).mean() > 0.99
         else: assert np.array_equal(a[k], b[k]), k
@@ -196,7 +198,7 @@ def test_a_view_is_prepared_as_its_own_file():
 def test_small_perturbations_leave_in_place():
     a = screen(); few = a.obs["gene"].value_counts().iloc[-1]
     s = run(a, min_cells=int(few) + 1)
-    assert s.same_cells() and len(s.perturbations) < 5 and a.uns[Key.prepare]["register"]["cells_in"] == 600 > a.n_obs
+    assert s.same_cells() and len(s.perturbations) < 5 and a.uns[Key.prepare]["source"]["result"]["cells"] == 600 > a.n_obs
 
 
 def test_unmeasured_targets():
@@ -307,7 +309,7 @@ def test_unsigned_shift_is_the_published_one(published):
 def test_partner_is_the_published_lower_median(published, kind):
     rows = published[f"cfX.rows_{kind}"]
     class Drawn: integers = staticmethod(lambda *_: rows[None])
-    assert np.array_equal(median_profiles(published["deltaX.counts"], 1, Drawn, len(rows))[0], published[f"cfX.median_{kind}"])
+    assert np.array_equal(median_profiles(published["deltaX.counts"], 1, Drawn, len(rows)).toarray()[0], published[f"cfX.median_{kind}"])
 
 
 def test_mean_counts_are_the_published_ones(published):

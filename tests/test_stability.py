@@ -9,7 +9,8 @@ from gpovae.data.datasets import simulated
 from gpovae.data.matching import node_shifts
 from gpovae.data.nodes import graph_nodes
 from gpovae.data.prepare import prepare
-from gpovae.data.screen import GpovaeError, Key, Screen, register
+from gpovae.data.register import register
+from gpovae.data.screen import GpovaeError, Key, Screen
 from gpovae.data.split import split_cells
 from gpovae.model.likelihood import log_likelihood
 from gpovae.model.objective import draw, make_settings, objective

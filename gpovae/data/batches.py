@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Batch', 'mean_shares', 'median_profiles', 'Cells']
 
-# %% ../../nbs/18_data.batches.ipynb #f7c100a1
+# %% ../../nbs/18_data.batches.ipynb #c4523220
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
-import numpy as np, scipy.sparse as sp, torch
+import numba, numpy as np, scipy.sparse as sp, torch
 from fastcore.basics import patch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
-from .screen import CONTROL, GpovaeError, Key, Screen, dense, log_normalised, targets
+from .screen import CONTROL, GpovaeError, Key, Screen, blocks, dense, log_normalised
 
 # %% ../../nbs/18_data.batches.ipynb #316f3c2e
 class Batch(NamedTuple):
@@ -25,35 +26,97 @@ class Batch(NamedTuple):
     shift: torch.Tensor | None = None  # (B, nodes) unsigned shift to one matched control (published alignment only)
     row: torch.Tensor | None = None    # (B,) int64, position of the cell among the screen's
 
-# %% ../../nbs/18_data.batches.ipynb #a18242ad
+# %% ../../nbs/18_data.batches.ipynb #5b274043
 def mean_shares(
-    X,                    # (cells, genes) counts, dense or sparse
+    X,                    # (cells, genes) counts, dense, sparse or on disk: read block by block
     library: np.ndarray,  # (cells,)
     group: np.ndarray,    # (cells,) int, which pool a cell belongs to
     n_groups: int,
 ) -> np.ndarray:  # (n_groups, genes), zero rows for empty pools
-    "Mean of x / l over the cells of each pool, by one sparse product."
-    size = np.bincount(group, minlength=n_groups)
-    member = sp.csr_matrix((1 / (library * size[group]), (group, np.arange(len(group)))), shape=(n_groups, len(group)))
-    return dense(member @ X)
+    "Mean of x / l over the cells of each pool, by one sparse product for every block of cells."
+    out, weight = np.zeros((n_groups, X.shape[1])), 1 / (library * np.bincount(group, minlength=n_groups)[group])
+    for rows, block in blocks(X):
+        found, pool = np.unique(group[rows], return_inverse=True)
+        out[found] += (sp.csr_matrix((weight[rows], (pool, np.arange(len(rows))))) @ sp.csr_matrix(block)).toarray()
+    return out.astype(np.float32)
 
-# %% ../../nbs/18_data.batches.ipynb #fa823379
+# %% ../../nbs/18_data.batches.ipynb #364229c7
+@numba.njit(nogil=True, cache=True)
+def _weigh(
+    x,        # (pool cells, genes) counts of one block of genes
+    bits,     # number of weights
+    members,  # (different cells drawn,) rows of x
+    times,    # (pool cells,) how often each was drawn
+    need,     # draws that must reach a value
+    m,        # (genes,) zeros, becomes the lower median
+):
+    "Raise m to the lower median of the draws, heaviest weight first: the equation above."
+    tried, reach = np.empty_like(m), np.empty(len(m), times.dtype)
+    for b in range(bits - 1, -1, -1):
+        for g in range(len(m)): tried[g] = m[g] + (1 << b); reach[g] = 0
+        for c in members:
+            a = times[c]
+            for g in range(len(m)): reach[g] += a * (x[c, g] >= tried[g])
+        for g in range(len(m)): m[g] += (reach[g] >= need) << b
+
+# %% ../../nbs/18_data.batches.ipynb #43116d3e
+@numba.njit(nogil=True, cache=True)
+def _sparse_medians(
+    x,      # (blocks, pool cells, genes of a block) counts
+    bits,   # (blocks,)
+    place,  # (genes,) where a gene lies among the genes of all blocks
+    drawn,  # (profiles, draws) rows of the pool
+    times,  # (pool cells,) zeros, in the type that counts draws
+    need,
+):
+    "Lower medians of many draws: data, indices and indptr of a CSR matrix."
+    n, m, members = 0, np.empty(x.shape[0] * x.shape[2], x.dtype), np.empty(drawn.shape[1], np.int64)
+    data, indices, indptr = np.empty(len(drawn) * len(place), np.float32), np.empty(len(drawn) * len(place), np.int32), np.zeros(len(drawn) + 1, np.int64)
+    for i in range(len(drawn)):
+        different = 0; m[:] = 0
+        for c in drawn[i]:
+            if times[c] == 0: members[different] = c; different += 1
+            times[c] += 1
+        for j in range(len(x)): _weigh(x[j], bits[j], members[:different], times, need, m[j * x.shape[2]:(j + 1) * x.shape[2]])
+        for c in members[:different]: times[c] = 0
+        for g in range(len(place)):
+            data[n] = m[place[g]]; indices[n] = g; n += m[place[g]] > 0
+        indptr[i + 1] = n
+    return data[:n].copy(), indices[:n].copy(), indptr
+
+# %% ../../nbs/18_data.batches.ipynb #7cbee94b
+def _stacked(
+    parts,         # CSR matrices, in any iterable
+    n_genes: int,
+) -> sp.csr_matrix:
+    "One below the other, each let go as soon as it is appended."
+    data, indices, indptr = np.empty(0, np.float32), np.empty(0, np.int32), [np.zeros(1, np.int64)]
+    for part in parts:
+        n = len(data)
+        for whole in (data, indices): whole.resize(n + part.nnz, refcheck=False)
+        data[n:], indices[n:] = part.data, part.indices
+        indptr.append(n + part.indptr[1:].astype(np.int64))
+    indptr = np.concatenate(indptr)
+    return sp.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, n_genes))
+
 def median_profiles(
-    pool,                      # (pool cells, genes) counts of the failing cells of one perturbation and split
+    pool,                      # (pool cells, genes) counts of the failing cells of one perturbation and split, dense or sparse
     n_cells: int,              # profiles wanted
     rng: np.random.Generator,
     draws: int = 50,           # cells drawn, with replacement, for each profile
-) -> np.ndarray:  # (n_cells, genes)
+) -> sp.csr_matrix:  # (n_cells, genes), empty rows from an empty pool
     "Gene-wise lower median of `draws` cells, for each of `n_cells` independent draws (the published counterfactual)."
-    drawn = np.zeros((n_cells, pool.shape[0]), np.float32)
-    np.add.at(drawn, (np.arange(n_cells)[:, None], rng.integers(0, pool.shape[0], (n_cells, draws))), 1)
-    X, out = dense(pool), np.zeros((n_cells, pool.shape[1]), np.float32)
-    v, genes, need = 1, np.arange(pool.shape[1]), draws - (draws - 1) // 2      # lower median: position (draws - 1) // 2 of the sorted draws
-    while genes.size:
-        above = drawn @ (X[:, genes] >= v).astype(np.float32) >= need
-        out[:, genes] += above
-        genes, v = genes[above.any(0)], v + 1
-    return out
+    (n_pool, n_genes), width, some = pool.shape, 256, 64                         # genes of a block, profiles of a piece
+    if not n_pool: return sp.csr_matrix((n_cells, n_genes), dtype=np.float32)
+    drawn, X = rng.integers(0, n_pool, (n_cells, draws)), dense(pool)
+    top = X.max(0); order = np.argsort(-top, kind="stable")
+    x = np.zeros((n_pool, -(-n_genes // width) * width), np.min_scalar_type(int(top.max()))); x[:, :n_genes] = X[:, order]
+    x = np.ascontiguousarray(x.reshape(n_pool, -1, width).swapaxes(0, 1))
+    bits, place = np.array([int(v).bit_length() for v in top[order[::width]]]), np.argsort(order)
+    def piece(i):
+        rows = drawn[i:i + some]
+        return sp.csr_matrix(_sparse_medians(x, bits, place, rows, np.zeros(n_pool, np.min_scalar_type(draws)), draws - (draws - 1) // 2), shape=(len(rows), n_genes))
+    with ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS) as threads: return _stacked(threads.map(piece, range(0, n_cells, some)), n_genes)
 
 # %% ../../nbs/18_data.batches.ipynb #1f18b46b
 class Cells(Dataset):
@@ -92,7 +155,7 @@ class Cells(Dataset):
         order = RandomSampler(self, generator=torch.Generator().manual_seed(seed)) if shuffle else SequentialSampler(self)
         return DataLoader(self, sampler=BatchSampler(order, batch_size, drop_last=False), batch_size=None)
 
-# %% ../../nbs/18_data.batches.ipynb #b0f4695d
+# %% ../../nbs/18_data.batches.ipynb #9d36fb61
 @patch
 def _mean_partner(self: Cells, seed):
     group = (self.label + 1) * 2 + self.fail
@@ -102,15 +165,12 @@ def _mean_partner(self: Cells, seed):
 
 @patch
 def _median_partner(self: Cells, seed):
-    rng, blocks, order = np.random.default_rng(seed), [], []
-    self.paired = np.zeros(len(self), bool)
-    for g in np.unique(self.label):
-        cells = np.flatnonzero(self.label == g); pool = cells[self.fail[cells]]
-        profile = median_profiles(self.X[pool], len(cells), rng) if len(pool) else np.zeros((len(cells), self.X.shape[1]), np.float32)
-        self.paired[cells] = profile.sum(1) > 0                              # the published rule: all-zero partners drop out
-        blocks.append(sp.csr_matrix(profile)); order.append(cells)
-    medians = sp.vstack(blocks).tocsr()[np.argsort(np.concatenate(order))]
-    return lambda i: dense(medians[i])
+    rng, order = np.random.default_rng(seed), np.argsort(self.label, kind="stable")          # perturbation by perturbation
+    def profiles(cells): return median_profiles(self.X[cells[self.fail[cells]]], len(cells), rng)
+    medians = _stacked(map(profiles, np.split(order, np.flatnonzero(np.diff(self.label[order])) + 1)), self.X.shape[1])
+    place = np.argsort(order)
+    self.paired = np.diff(medians.indptr)[place] > 0                                         # the published rule: all-zero partners drop out
+    return lambda i: dense(medians[place[i]])
 
 # %% ../../nbs/18_data.batches.ipynb #4791988a
 @patch

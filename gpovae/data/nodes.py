@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['ENOUGH', 'strata', 'group_moments', 'fold_changes', 'rank_sum_test', 'graph_nodes']
 
-# %% ../../nbs/15_data.nodes.ipynb #c5d86ed0
-import anndata as ad, numpy as np, pandas as pd, scipy.sparse as sp
+# %% ../../nbs/15_data.nodes.ipynb #e1fed901
+import anndata as ad, numba, numpy as np, pandas as pd, scipy.sparse as sp
 from scipy.stats import norm, false_discovery_control
-from .screen import CONTROL, GpovaeError, Key, Screen
+from tqdm.auto import tqdm
+from .screen import BLOCK, CONTROL, GpovaeError, Key, Screen, blocks
+from .steps import step
 
 # %% ../../nbs/15_data.nodes.ipynb #8a830584
 ENOUGH = 20   # controls that a batch needs to be compared within itself
@@ -24,7 +26,16 @@ def strata(
     controls = [np.flatnonzero(is_control & (code == b)) for b in np.flatnonzero(enough)]
     return number[code], controls + [np.flatnonzero(is_control)]
 
-# %% ../../nbs/15_data.nodes.ipynb #c19f81af
+# %% ../../nbs/15_data.nodes.ipynb #596910a9
+@numba.njit(nogil=True, cache=True)
+def _add(indptr, indices, data, scale, first, groups, total, square):
+    "Add s x / l and its square to the rows of the groups of each cell; `first` delimits the cell's groups."
+    for i in range(len(indptr) - 1):
+        for g in groups[first[i]:first[i + 1]]:
+            for k in range(indptr[i], indptr[i + 1]):
+                v = data[k] * scale[i]
+                total[g, indices[k]] += v; square[g, indices[k]] += v * v
+
 def group_moments(
     screen: Screen,
     groups,          # list of arrays: positions of the cells of each group
@@ -32,17 +43,12 @@ def group_moments(
 ) -> tuple[np.ndarray, np.ndarray]:  # mean and variance, each (groups, genes)
     "Mean and variance over cells of depth-normalised expression s x / l, group by group."
     l, X = screen.library_size.astype(float), screen.counts
-    s, n = np.median(l), np.array([len(g) for g in groups])
-    cells = np.concatenate(groups)
-    member = sp.csr_matrix((np.ones(len(cells)), (np.repeat(np.arange(len(groups)), n), cells)), shape=(len(groups), len(l)))
-    width = X.shape[1] if columns is None else len(columns)
-    total, square = np.zeros((len(groups), width)), np.zeros((len(groups), width))
-    rows = np.unique(cells)
-    for part in np.array_split(rows, -(-len(rows) // 8192)):
-        block = X[part] if columns is None else X[part][:, columns]
-        y = sp.csr_matrix(sp.diags(s / l[part]) @ sp.csr_matrix(block))
-        total += (member[:, part] @ y).toarray()
-        square += (member[:, part] @ y.multiply(y)).toarray()
+    s, n, cells = np.median(l), np.array([len(g) for g in groups]), np.concatenate(groups)
+    member = sp.csr_matrix((np.ones(len(cells), bool), (cells, np.repeat(np.arange(len(groups)), n))), shape=(len(l), len(groups)))
+    total, square = np.zeros((2, len(groups), X.shape[1] if columns is None else len(columns)))
+    for at, block in blocks(X, np.unique(cells)):
+        y, m = sp.csr_matrix(block if columns is None else block[:, columns]), member[at]
+        _add(y.indptr, y.indices, y.data, s / l[at], m.indptr, m.indices, total, square)
     n = n[:, None]
     mean = total / n
     return mean, np.maximum(square - n * mean**2, 0) / np.maximum(n - 1, 1)
@@ -70,46 +76,82 @@ def fold_changes(
     mp, m0 = mean[:R] + eps, weight @ mean[R:] + eps
     return names, np.log(mp / m0), np.sqrt(error[:R] / mp**2 + weight**2 @ error[R:] / m0**2), n[:R]
 
-# %% ../../nbs/15_data.nodes.ipynb #0f66932e
-def _wins(y, code, n_p, is_control):
-    "U and the number of silent cells (perturbed, controls) for one gene of one stratum; `y` is its sparse column."
-    c = is_control[y.indices]
-    controls, v, g = np.sort(y.data[c]), y.data[~c], code[y.indices[~c]]
-    silent = is_control.sum() - len(controls)
-    wins = silent + (np.searchsorted(controls, v, "left") + np.searchsorted(controls, v, "right")) / 2
-    silent_p = n_p - np.bincount(g, minlength=len(n_p))
-    return np.bincount(g, wins, minlength=len(n_p)) + silent_p * silent / 2, silent_p + silent
+# %% ../../nbs/15_data.nodes.ipynb #99fb34de
+@numba.njit(nogil=True, cache=True)
+def _cubed(t): return t * t * t - t
+
+@numba.njit(nogil=True, cache=True)
+def _gene(values, code, n_p, n_0, excess, variance):
+    "Add one gene of one stratum: `values` are its positive ones with the perturbation of each cell (-1 control), n_p the cells of every perturbation."
+    control = np.sort(values[code < 0]); some = values[code >= 0]; of = code[code >= 0]
+    silent, ties, i = n_0 - len(control), 0.0, 0
+    while i < len(control):                                    # ties among positive controls
+        j = i
+        while j < len(control) and control[j] == control[i]: j += 1
+        ties += _cubed(float(j - i)); i = j
+    order = np.argsort(some, kind="mergesort"); order = order[np.argsort(of[order], kind="mergesort")]
+    k = 0
+    for p in range(len(n_p)):
+        if n_p[p] == 0: continue
+        wins, own, positive = 0.0, ties, 0
+        while k < len(order) and of[order[k]] == p:
+            v, m = some[order[k]], 0
+            while k < len(order) and of[order[k]] == p and some[order[k]] == v: m += 1; k += 1
+            low, high = np.searchsorted(control, v, "left"), np.searchsorted(control, v, "right")
+            wins += m * (silent + (low + high) / 2); positive += m
+            own += _cubed(float(high - low + m)) - _cubed(float(high - low))
+        wins += (n_p[p] - positive) * silent / 2
+        own += _cubed(float(n_p[p] - positive + silent))
+        N = max(float(n_p[p] + n_0), 2.0)
+        excess[p] += wins - n_p[p] * n_0 / 2
+        variance[p] += n_p[p] * n_0 / 12 * (N + 1 - own / (N * (N - 1)))
+
+# %% ../../nbs/15_data.nodes.ipynb #1db43ffc
+@numba.njit(nogil=True, parallel=True, cache=True)
+def _genes(indptr, indices, data, code, n_p, n_0, excess, variance):
+    "Genes side by side: columns of a CSC matrix; excess and variance are (genes, perturbations)."
+    for j in numba.prange(len(indptr) - 1):
+        _gene(data[indptr[j]:indptr[j + 1]], code[indices[indptr[j]:indptr[j + 1]]], n_p, n_0, excess[j], variance[j])
+
+def _columns(screen, cells):
+    "Genes of some cells as CSC of x / l, so many at a time as fit into memory; yields the position of the first."
+    X, l = screen.counts, screen.library_size
+    width = max(1, 2 * BLOCK // len(cells))
+    for j in range(0, X.shape[1], width):
+        part = [sp.csr_matrix(b if width >= X.shape[1] else b[:, j:j + width], dtype=np.float64, copy=True) for _, b in blocks(X, cells)]
+        y = sp.vstack(part, format="csr"); del part
+        y.data /= np.repeat(l[cells].astype(float), np.diff(y.indptr)); y.eliminate_zeros()
+        yield j, y.tocsc()
 
 def rank_sum_test(
     screen: Screen,
     rows,    # positions of cells, controls among them
+    progress: bool = False,
 ) -> np.ndarray:  # (R, genes) p-values, perturbations in sorted order
     "Two-sided Wilcoxon rank-sum test of every gene in every perturbation, against the controls of the same batches."
-    rows = np.asarray(rows); labels, l, X = screen.labels[rows], screen.library_size[rows], screen.counts
-    names, is_control = sorted(set(labels) - {CONTROL}), labels == CONTROL
+    rows = np.asarray(rows); labels = screen.labels[rows]; is_control = labels == CONTROL
+    names, code = np.unique(labels[~is_control]), np.full(len(rows), -1)
+    code[~is_control] = np.searchsorted(names, labels[~is_control])
     stratum, controls = strata(is_control, screen.batch[rows])
-    code = np.searchsorted(names, labels)
-    excess, variance = np.zeros((2, len(names), X.shape[1]))
-    for k, control in enumerate(controls):
+    excess, variance = np.zeros((2, screen.counts.shape[1], len(names)))
+    for k, control in enumerate(tqdm(controls, desc="rank-sum test", unit="batch", leave=False, disable=not progress)):
         perturbed = np.flatnonzero((stratum == k) & ~is_control)
         if not len(perturbed): continue
-        cells, n_p, n_0 = np.sort(np.r_[perturbed, control]), np.bincount(code[perturbed], minlength=len(names)), len(control)
-        N = np.maximum(n_p + n_0, 2)
-        for j in range(0, X.shape[1], 512):
-            y = sp.csc_matrix(sp.diags(1 / l[cells]) @ sp.csr_matrix(X[rows[cells]][:, j:j + 512])); y.eliminate_zeros()
-            for i in range(y.shape[1]):
-                U, t = _wins(y[:, [i]], code[cells], n_p, is_control[cells])
-                excess[:, j + i] += U - n_p * n_0 / 2
-                variance[:, j + i] += n_p * n_0 / 12 * (N + 1 - (t**3.0 - t) / (N * (N - 1)))
-    return 2 * norm.sf(np.abs(excess) / np.sqrt(np.maximum(variance, 1e-12)))
+        cells = np.sort(np.r_[perturbed, control])
+        for j, y in _columns(screen, rows[cells]):
+            some = slice(j, j + y.shape[1])
+            _genes(y.indptr, y.indices, y.data, code[cells], np.bincount(code[perturbed], minlength=len(names)), len(control), excess[some], variance[some])
+    return 2 * norm.sf(np.abs(excess) / np.sqrt(np.maximum(variance, 1e-12))).T
 
-# %% ../../nbs/15_data.nodes.ipynb #45bcd6d8
+# %% ../../nbs/15_data.nodes.ipynb #128fbb25
+@step("nodes")
 def graph_nodes(
     adata: ad.AnnData,                 # with quality labels and split; annotated in place
     min_lfc: float = 0.25,             # least |log2 fold change| of a responder
     alpha: float = 0.01,               # bound of its adjusted p-value
     max_extended: int | None = 1000,   # keep at most so many extended genes, strongest first
-) -> pd.DataFrame:                     # Screen.nodes
+    progress: bool = False,
+) -> dict:                             # how many; the table is `Screen.nodes`
     "Write uns gpovae_nodes: the perturbed genes, sorted, then the genes that respond to them, sorted."
     if not 0 < alpha <= 1: raise GpovaeError(f"alpha is {alpha}; it must lie between 0 and 1 (0.01 is usual).")
     if min_lfc < 0: raise GpovaeError(f"min_lfc is {min_lfc}; a bound of an absolute log2 fold change cannot be negative (0.25 is a change by a fifth).")
@@ -117,10 +159,10 @@ def graph_nodes(
     screen = Screen(adata)
     rows = screen.rows("train", fail=False)
     lfc = np.abs(fold_changes(screen, rows)[1]) / np.log(2)
-    adjusted = false_discovery_control(rank_sum_test(screen, rows), axis=1)
+    adjusted = false_discovery_control(rank_sum_test(screen, rows, progress), axis=1)
     strength = pd.Series(np.where((lfc >= min_lfc) & (adjusted < alpha), lfc, -1).max(axis=0), screen.genes)
     strength = strength[(strength >= 0) & ~strength.index.isin(screen.targets)]
     extended = sorted(strength.sort_values(ascending=False, kind="stable").index[:max_extended])
     names = screen.targets + extended
     adata.uns[Key.nodes] = dict(names=np.array(names, dtype=str), perturbed=np.arange(len(names)) < len(screen.targets))
-    return screen.nodes
+    return dict(nodes=len(names), perturbed=len(screen.targets), extended=len(extended), unmeasured=int((screen.nodes.position < 0).sum()))

@@ -6,24 +6,27 @@
 __all__ = ['FAMILIES', 'MAD_FLOOR', 'PART', 'LEAST_CELLS', 'TOP_GENES', 'MOST_DOUBLETS', 'cell_metrics', 'mad_threshold',
            'beyond', 'find_doublets', 'quality_labels']
 
-# %% ../../nbs/13_data.quality.ipynb #78236713
+# %% ../../nbs/13_data.quality.ipynb #c9460988
 import warnings
 import anndata as ad, numpy as np, pandas as pd, scanpy as sc, scipy.sparse as sp
-from .screen import GpovaeError, Key, Screen
+from tqdm.auto import tqdm
+from .screen import GpovaeError, Key, Screen, block_rows, blocks
+from .steps import step
 
-# %% ../../nbs/13_data.quality.ipynb #60cc0d41
+# %% ../../nbs/13_data.quality.ipynb #a7c03736
 FAMILIES = dict(mitochondrial="^MT-", ribosomal="^RP[SL]", haemoglobin="^HB[^P]")   # human and, since case is ignored, mouse symbols
 
 def cell_metrics(
     screen: Screen,
 ) -> pd.DataFrame:  # (cells, 5): n_counts, n_genes, share_mitochondrial, share_ribosomal, share_haemoglobin
     "UMI count, genes detected and the share of three gene families, with scanpy."
-    a = ad.AnnData(screen.counts, obs=pd.DataFrame(index=screen.adata.obs_names), var=pd.DataFrame(index=screen.genes))   # shares the matrix
-    for family, pattern in FAMILIES.items(): a.var[family] = a.var_names.str.match(f"(?i:{pattern})") & screen.size_factor
-    m, _ = sc.pp.calculate_qc_metrics(a, qc_vars=list(FAMILIES), percent_top=None, log1p=False)
-    table = pd.DataFrame(dict(n_counts=m["total_counts"], n_genes=m["n_genes_by_counts"]), index=m.index)
-    for family in FAMILIES: table[f"share_{family}"] = m[f"pct_counts_{family}"] / 100
-    return table.astype(np.float32)
+    var, tables = pd.DataFrame(index=screen.genes), []
+    for family, pattern in FAMILIES.items(): var[family] = var.index.str.match(f"(?i:{pattern})") & screen.size_factor
+    for at, block in blocks(screen.counts):
+        a = ad.AnnData(block, obs=pd.DataFrame(index=screen.adata.obs_names[at]), var=var)
+        m, _ = sc.pp.calculate_qc_metrics(a, qc_vars=list(FAMILIES), percent_top=None, log1p=False)
+        tables.append(pd.DataFrame(dict(n_counts=m["total_counts"], n_genes=m["n_genes_by_counts"]) | {f"share_{f}": m[f"pct_counts_{f}"] / 100 for f in FAMILIES}, index=m.index))
+    return pd.concat(tables).astype(np.float32)
 
 # %% ../../nbs/13_data.quality.ipynb #9f350032
 def mad_threshold(
@@ -50,8 +53,8 @@ def beyond(
         else: bad[name] = v > mad_threshold(v, k, MAD_FLOOR["share"])
     return pd.DataFrame(bad)
 
-# %% ../../nbs/13_data.quality.ipynb #a7effbe0
-PART, LEAST_CELLS, TOP_GENES, MOST_DOUBLETS = 8000, 100, 1000, 0.25
+# %% ../../nbs/13_data.quality.ipynb #115b50fa
+PART, LEAST_CELLS, TOP_GENES, MOST_DOUBLETS = 8000, 100, 1000, 0.25   # PART: most cells that are looked at together
 
 def _scrublet(counts, seed) -> np.ndarray:
     "Doublet calls for the cells of one part, from Scrublet at its automatic threshold."
@@ -68,12 +71,13 @@ def _scrublet(counts, seed) -> np.ndarray:
 def find_doublets(
     screen: Screen,
     seed: int = 0,
+    progress: bool = False,
 ) -> np.ndarray:  # (cells,) bool
     "Doublet calls, batch by batch. A batch that Scrublet cannot handle is left without calls, with a warning."
     found, rng, batch = np.zeros(screen.adata.n_obs, bool), np.random.default_rng(seed), screen.batch
-    for b in np.unique(batch):
+    for b in tqdm(np.unique(batch), desc="doublets", unit="batch", leave=False, disable=not progress):
         rows = rng.permutation(np.flatnonzero(batch == b))
-        for part in np.array_split(rows, -(-len(rows) // PART)):
+        for part in np.array_split(rows, -(-len(rows) // min(PART, max(2000, 2 * block_rows(len(screen.genes)))))):
             part = np.sort(part)
             if len(part) < LEAST_CELLS:
                 warnings.warn(f"Batch {str(b)!r} has {len(part)} cells, too few to look for doublets (at least {LEAST_CELLS}).", stacklevel=2); continue
@@ -85,19 +89,21 @@ def find_doublets(
                 warnings.warn(f"Scrublet failed on batch {str(b)!r} ({e}); none of its cells is called a doublet.", stacklevel=2)
     return found
 
-# %% ../../nbs/13_data.quality.ipynb #99b1a036
+# %% ../../nbs/13_data.quality.ipynb #219df7e9
+@step("quality")
 def quality_labels(
     adata: ad.AnnData,     # registered; annotated in place
     n_mads: float = 3,     # k above
     doublets: bool = True, # look for doublets with Scrublet
     seed: int = 0,
+    progress: bool = False,
 ) -> dict:                 # how many cells fail, and why
     "Write obs gpovae_fail, gpovae_doublet and the five metrics."
     if not n_mads > 0: raise GpovaeError(f"n_mads is {n_mads}; it must be positive (3 is usual, more is more lenient).")
     screen = Screen(adata)
     metrics = cell_metrics(screen)
     bad = beyond(metrics, n_mads)
-    double = find_doublets(screen, seed) if doublets else np.zeros(adata.n_obs, bool)
+    double = find_doublets(screen, seed, progress) if doublets else np.zeros(adata.n_obs, bool)
     for name in metrics: adata.obs[f"gpovae_{name}"] = metrics[name]
     adata.obs[Key.doublet] = double
     adata.obs[Key.fail] = bad.any(axis=1).to_numpy() | double

@@ -7,8 +7,9 @@ __all__ = ['REGULATORS', 'MITOCHONDRIAL', 'RIBOSOMAL', 'HAEMOGLOBIN', 'LEAK', 'K
            'total_effects', 'random_network', 'loglinear', 'saturating', 'knockdowns', 'base_expression',
            'negative_binomial', 'cell_table', 'simulated']
 
-# %% ../../nbs/11_data.simulate.ipynb #587fadd4
+# %% ../../nbs/11_data.simulate.ipynb #b1475629
 import anndata as ad, numpy as np, pandas as pd, scipy.sparse as sp
+from .files import Source, open_screen, write_annotations, write_screen
 from .screen import GpovaeError, Key
 
 # %% ../../nbs/11_data.simulate.ipynb #3020d87b
@@ -139,7 +140,7 @@ def cell_table(n_cells, n_perturbations, control_share, fail_share, doublet_shar
         phase=rng.uniform(0, 2 * np.pi, n), leak=fail * rng.uniform(0.8, 1.6, n), fail=fail, doublet=u[droplet] > 1 - doublet_share))
     return table.sort_values("droplet", kind="stable", ignore_index=True)
 
-# %% ../../nbs/11_data.simulate.ipynb #d3bb0ec0
+# %% ../../nbs/11_data.simulate.ipynb #0b63cce2
 def _log_means(genes, cells, rng):
     "A function of some cells: log mean of all genes before any knockdown. Effects of batch, cycle and leak per gene are drawn once."
     n, n_batches = len(genes), cells.batch.max() + 1
@@ -148,23 +149,23 @@ def _log_means(genes, cells, rng):
     mitochondrial = (genes.role == "mitochondrial").to_numpy(float)
     return lambda c: base + batch[c.batch] + np.outer(np.exp(1j * c.phase), cycle).real + np.outer(c.leak, mitochondrial)
 
-def _counts(genes, order, cells, n_network, kappa, shifted_by, rng):
-    "CSR counts (droplets, genes in `order`), and the mean shift that each target achieved on itself."
+def _counts(genes, order, cells, kappa, shifted_by, rng, own):
+    "Blocks of counts, CSR (droplets, genes in `order`). The shift of each target on itself, averaged over its cells, is added up in `own`."
+    n_network = genes.role.isin(["perturbed", "downstream"]).sum()
     log_mean, theta = _log_means(genes, cells, rng), rng.lognormal(np.log(8), 0.5, len(genes))
     n_droplets, size = cells.droplet.max() + 1, max(1, BLOCK // len(genes))
-    own, blocks = np.zeros(len(kappa)), []
-    for i in range(0, n_droplets, size):
-        c = cells[cells.droplet.between(i, min(i + size, n_droplets) - 1)]
+    n_cells, first = np.bincount(cells.target[~cells.second & (cells.target >= 0)]), np.searchsorted(cells.droplet, np.arange(0, n_droplets + size, size))
+    for i, start, stop in zip(range(0, n_droplets, size), first, first[1:]):
+        c = cells.iloc[start:stop]
         hit = np.flatnonzero(c.target >= 0); target = c.target.to_numpy()[hit]
         shift = shifted_by(sp.csr_matrix((c.efficiency.to_numpy()[hit] * kappa[target], (hit, target)), shape=(len(c), n_network)))
-        np.add.at(own, target, shift[hit, target] * ~c.second.to_numpy()[hit])
+        np.add.at(own, target, shift[hit, target] * ~c.second.to_numpy()[hit] / n_cells[target])
         y = log_mean(c)
         y[:, :n_network] += shift
         y = np.exp(y[:, order])
         x = negative_binomial(y * (c.depth.to_numpy() / y.sum(1))[:, None], theta[order], rng)
         same_droplet = sp.csr_matrix((np.ones(len(c), np.float32), (c.droplet - i, range(len(c)))))
-        blocks.append(same_droplet @ sp.csr_matrix(x.astype(np.float32)))
-    return sp.vstack(blocks, format="csr"), own / np.bincount(cells.target[~cells.second & (cells.target >= 0)])
+        yield same_droplet @ sp.csr_matrix(x.astype(np.float32))
 
 def _check(kinetics, n_perturbations, n_downstream, unmeasured, n_batches, depth, control_share, fail_share, doublet_share):
     "Settings that cannot be simulated, each with its range."
@@ -173,7 +174,7 @@ def _check(kinetics, n_perturbations, n_downstream, unmeasured, n_batches, depth
                                    ("n_batches", n_batches, 1, np.inf), ("depth", depth, 100, np.inf), ("control_share", control_share, 0, 1), ("fail_share", fail_share, 0, 0.5), ("doublet_share", doublet_share, 0, 0.5)):
         if not low <= value <= high: raise GpovaeError(f"{name}={value} must " + (f"lie between {low} and {high}." if high < np.inf else f"be at least {low}."))
 
-# %% ../../nbs/11_data.simulate.ipynb #f2adbae3
+# %% ../../nbs/11_data.simulate.ipynb #1cb747aa
 def simulated(
     n_cells: int = 6000,
     n_genes: int = 400,             # measured genes
@@ -189,6 +190,7 @@ def simulated(
     unmeasured: int = 0,            # targets without a column
     n_batches: int = 1,
     depth: float | None = None,     # median UMI count of an intact cell; None: 4 per gene
+    path=None,                      # .h5ad to write block by block; the counts then stay on disk
 ) -> ad.AnnData:
     "A Perturb-seq screen with known network: raw counts in X, labels in obs['gene'], the truth in uns."
     n_downstream = n_perturbations if n_downstream is None else n_downstream
@@ -202,11 +204,16 @@ def simulated(
     kappa = knockdowns(n_perturbations, rng)
     cells = cell_table(n_cells, n_perturbations, control_share, fail_share, doublet_share, n_batches, depth, rng)
     order = rng.permutation(np.flatnonzero(genes.measured))
-    X, own = _counts(genes, order, cells, len(W), kappa, KINETICS[kinetics](W), rng)
+    own = np.zeros(n_perturbations)
+    blocks = _counts(genes, order, cells, kappa, KINETICS[kinetics](W), rng, own)
     first, names = cells[~cells.second], np.append(genes.index[:n_perturbations], "non-targeting")
     obs = pd.DataFrame(dict(gene=pd.Categorical(names[first.target]), batch=pd.Categorical([f"batch{b + 1}" for b in first.batch]), true_fail=first.fail.to_numpy(), true_doublet=first.doublet.to_numpy(),
                             true_efficiency=first.efficiency.where(first.target >= 0).to_numpy(np.float32)), index=[f"cell{i:0{len(str(n_cells))}d}" for i in range(n_cells)])
-    adata = ad.AnnData(X, obs=obs, var=genes.iloc[order][["role"]].rename(columns=dict(role="true_role")).rename_axis(None))
+    var = genes.iloc[order][["role"]].rename(columns=dict(role="true_role")).rename_axis(None)
+    if path is not None: write_screen(path, Source(obs, var, lambda: blocks, {}, {}), progress=True, what="simulating")
+    adata = ad.AnnData(sp.vstack(list(blocks), format="csr") if path is None else None, obs=obs, var=var)
     knockdown = np.append(own, np.full(n_downstream, np.nan)).astype(np.float32)
     adata.uns[Key.truth] = dict(genes=genes.index[:len(W)].to_numpy(str), direct=W.astype(np.float32), total=total_effects(W).astype(np.float32), knockdown=knockdown)
-    return adata
+    if path is None: return adata
+    write_annotations(path, adata)
+    return open_screen(path)

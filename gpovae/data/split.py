@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['split_sizes', 'split_cells', 'hold_out']
 
-# %% ../../nbs/14_data.split.ipynb #8b4b0b11
+# %% ../../nbs/14_data.split.ipynb #9fc25b5f
 import anndata as ad, numpy as np, pandas as pd
-from .screen import CONTROL, SPLITS, GpovaeError, Key, Screen, targets
+from .screen import SPLITS, GpovaeError, Key, Screen, targets
+from .steps import step
 
 # %% ../../nbs/14_data.split.ipynb #cace533a
 def split_sizes(
@@ -22,30 +23,32 @@ def split_sizes(
         if n >= 2 and size[s] == 0 and fractions[s] > 0: size[np.argmax(size)] -= 1; size[s] += 1
     return size
 
-# %% ../../nbs/14_data.split.ipynb #8c8ae306
+# %% ../../nbs/14_data.split.ipynb #e297a130
+@step("split")
 def split_cells(
     adata: ad.AnnData,              # registered; annotated in place
     fractions=(.64, .16, .20),      # of train, validation, test
     seed: int = 0,
+    held_out=(),                    # perturbations, or a share of them, that go to the test with all their cells
 ) -> dict:                          # cells per split
     "Write obs gpovae_split: cells of every label, controls included, divided at random."
     f = np.asarray(fractions, float)
     if f.shape != (3,) or (f < 0).any() or abs(f.sum() - 1) > 1e-6 or f[0] == 0:
         raise GpovaeError(f"fractions {tuple(fractions)} must be three numbers for {', '.join(SPLITS)} that add up to 1, with something left to train on.")
-    labels, split, rng = Screen(adata).labels, np.empty(adata.n_obs, dtype="<U10"), np.random.default_rng(seed)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
+    label, split, rng = np.unique(Screen(adata).labels, return_inverse=True)[1], np.empty(adata.n_obs, dtype="<U10"), np.random.default_rng(seed)
+    for rows in np.split(np.argsort(label, kind="stable"), np.cumsum(np.bincount(label))[:-1]):
         split[rng.permutation(rows)] = np.repeat(SPLITS, split_sizes(len(rows), f))
     adata.obs[Key.split] = pd.Categorical(split, categories=SPLITS)
-    return {s: int((split == s).sum()) for s in SPLITS}
+    out = hold_out(adata, held_out, seed) if np.size(held_out) else []
+    return {s: int((adata.obs[Key.split] == s).sum()) for s in SPLITS} | dict(held_out=", ".join(out))
 
-# %% ../../nbs/14_data.split.ipynb #a0c85a90
+# %% ../../nbs/14_data.split.ipynb #6003ec21
 def hold_out(
     adata: ad.AnnData,   # after `split_cells`; changed in place
     perturbations,       # labels to hold out, or a share of them drawn at random
     seed: int = 0,       # for a share
 ) -> list[str]:          # the labels held out, sorted
-    "Move all cells of some perturbations to the test split. Nodes, matches and shifts must be computed afterwards."
+    "Move all cells of some perturbations to the test split (`split_cells(held_out=)` does both). Nodes, matches and shifts must be computed afterwards."
     screen = Screen(adata); known, split = screen.perturbations, screen.split
     if isinstance(perturbations, float):
         if not 0 < perturbations < 1: raise GpovaeError(f"A share of perturbations to hold out must lie between 0 and 1, not {perturbations}.")
