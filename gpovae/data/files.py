@@ -157,22 +157,25 @@ def _mtx(folder: Path, cells, scratch: Path) -> Source:
         if seen != lines: raise GpovaeError(f"{path} announces {lines} counts and holds {seen}. Is it whole? Download or copy it again.")
     return _cell_ranger(barcodes, features, _dealt(triplets, (columns, rows), scratch), cells)
 
-# %% ../../nbs/10b_data.files.ipynb #f91c7711
+# %% ../../nbs/10b_data.files.ipynb #78690f9a
 def read_cells(path) -> pd.DataFrame:  # index = barcode
     "A table of cells from a CSV or TSV file, the barcode in its first column."
     try:
         with (gzip.open(path, "rt") if str(path).endswith(".gz") else open(path)) as f: sep = "\t" if "\t" in f.readline() else ","
         table = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, na_values=[""])
         table = table.set_index(table.columns[0])
-    except (OSError, ValueError, UnicodeDecodeError, pd.errors.ParserError) as e: raise GpovaeError(f"The table of cells {str(path)!r} cannot be read: {e}.") from e
+    except (OSError, EOFError, ValueError, pd.errors.ParserError) as e: raise GpovaeError(f"The table of cells {str(path)!r} cannot be read: {e}.") from e
     if 0 in table.shape: raise GpovaeError(f"The table of cells {str(path)!r} has {table.shape[0]} rows and {table.shape[1]} columns beside the barcode. The barcode comes first, then at least the perturbation, separated by comma or tab.")
     table.index = table.index.astype(str).rename(None)
     if (twice := table.index[table.index.duplicated()]).size: raise GpovaeError(f"The table of cells {str(path)!r} names {twice[0]!r} more than once.")
     return table.astype("category")
 
 def _layout(path: Path, layer, cells, scratch: Path, stack: ExitStack, called: str) -> Source:
+    def ranger(s):
+        if layer: raise GpovaeError(f"{called!r} is a file of Cell Ranger, which has no layers, so layer={layer!r} means nothing.")
+        return s
     if path.is_dir():
-        if any(p.name.startswith("matrix.mtx") for p in path.iterdir()): return _mtx(path, cells, scratch)
+        if any(p.name.startswith("matrix.mtx") for p in path.iterdir()): return ranger(_mtx(path, cells, scratch))
         if any((path / p).exists() for p in (".zgroup", ".zattrs", "zarr.json")): return _anndata(zarr.open(path, mode="r"), layer, scratch)
         raise GpovaeError(f"The folder {called!r} is neither a .zarr nor a Cell Ranger folder (it has no matrix.mtx).")
     with path.open("rb") as f: magic = f.read(4)
@@ -184,7 +187,7 @@ def _layout(path: Path, layer, cells, scratch: Path, stack: ExitStack, called: s
     f = stack.enter_context(h5py.File(path, "r"))
     if any(isinstance(f.get(k), h5py.Dataset) for k in ("obs", "var")): raise GpovaeError(f"{called!r} was written by anndata before 0.7, whose layout is no longer read block by block. Write it anew: anndata.read_h5ad({called!r}).write_h5ad('new.h5ad').")
     if "obs" in f and "var" in f: return _anndata(f, layer, scratch)
-    if "matrix" in f or any("barcodes" in g for g in f.values() if isinstance(g, h5py.Group)): return _ten_x(f, cells)
+    if "matrix" in f or any("barcodes" in g for g in f.values() if isinstance(g, h5py.Group)): return ranger(_ten_x(f, cells))
     raise GpovaeError(f"{called!r} is an HDF5 file but no screen: it has {', '.join(list(f)[:5]) or 'nothing'} instead of obs and var, or of Cell Ranger's matrix.")
 
 @contextmanager
@@ -215,7 +218,7 @@ def source(
                 with _readable(path): block = next(rest, None)
                 if block is None: return
                 yield block
-        yield found._replace(blocks=blocks, obs=found.obs if table is None else found.obs.drop(columns=found.obs.columns.intersection(table.columns)).join(table))
+        yield found._replace(blocks=blocks, obs=found.obs if table is None else found.obs.drop(columns=found.obs.columns.intersection(table.columns)).rename_axis(None).join(table))
 
 # %% ../../nbs/10b_data.files.ipynb #7ac4e995
 @contextmanager

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['judge_perturbations', 'prepare', 'record_table', 'prepare_file']
 
-# %% ../../nbs/17_data.prepare.ipynb #67e09862
+# %% ../../nbs/17_data.prepare.ipynb #66c55b9a
 import os, shutil, warnings
-from importlib.metadata import version
 from pathlib import Path
-import anndata as ad, numpy as np, pandas as pd
+import anndata as ad, pandas as pd
 from tqdm.auto import tqdm
 from . import datasets
 from .files import Source, complete, open_screen, source, write_annotations, write_screen
@@ -19,10 +18,10 @@ from .perturbations import perturbation_table, read_summary, strong_cells
 from .quality import quality_labels
 from .register import chosen_cells, register
 from .screen import GpovaeError, Key, Screen, blocks
-from .steps import LIBRARIES, STEPS, step, storable
+from .steps import STEPS, digest, step, storable, versions
 from .split import split_cells
 
-# %% ../../nbs/17_data.prepare.ipynb #327eb2f4
+# %% ../../nbs/17_data.prepare.ipynb #66abb30d
 @step("perturbations")
 def judge_perturbations(
     adata: ad.AnnData,   # with shifts; annotated in place
@@ -45,7 +44,7 @@ def _steps(work, narrow, s, progress):
             keep, table = run("strong", strong_cells, work, None if isinstance(s["strong"], str) and s["strong"] == "data" else s["strong"] if isinstance(s["strong"], pd.DataFrame) else read_summary(s["strong"], s["sheet"]))
             work = narrow(work, keep); registered()
             work.uns[Key.prepare] |= dict(strong=dict(result=dict(cells_in=n, cells=work.n_obs, perturbations=len(Screen(work).perturbations)) | {str(k): int(v) for k, v in table["outcome"].value_counts().items()},
-                                                      parameters=storable(dict(strong=_named(s["strong"]), sheet=s["sheet"])), versions={p: version(p) for p in LIBRARIES}))
+                                                      parameters=storable(dict(strong=_named(s["strong"]), sheet=s["sheet"])), versions=versions()))
         run("split", split_cells, work, s["fractions"], s["seed"], s["held_out"])
         run("nodes", graph_nodes, work, s["min_lfc"], s["alpha"], s["max_extended"], progress)
         run("matching", match_controls, work, s["n_matches"], s["seed"], progress)
@@ -53,7 +52,7 @@ def _steps(work, narrow, s, progress):
         run("perturbations", judge_perturbations, work, s["seed"])
     return work
 
-# %% ../../nbs/17_data.prepare.ipynb #92a233a2
+# %% ../../nbs/17_data.prepare.ipynb #fd4fa06b
 def _ours(key): return key == Key.latent or (str(key).startswith("gpovae_") and key != Key.truth)
 
 def _workspace(adata):
@@ -69,11 +68,11 @@ def _carry_over(work, adata):
         for k in [k for k in theirs if _ours(k)]: del theirs[k]
         for k in [k for k in mine if _ours(k) and not (changed and k in (Key.latent, Key.network))]: theirs[k] = mine[k]
 
-def _named(strong): return f"table of {len(strong)} rows" if isinstance(strong, pd.DataFrame) else strong
+def _named(strong): return f"table {digest(strong)}" if isinstance(strong, pd.DataFrame) else strong
 
 def _note_source(work, keep, settings):
     "How many cells there were, how many stayed, and all settings."
-    work.uns[Key.prepare] |= dict(source=dict(result=dict(cells=len(keep), kept=int(keep.sum())), parameters=storable(settings | dict(strong=_named(settings["strong"]))), versions={p: version(p) for p in LIBRARIES}))
+    work.uns[Key.prepare] |= dict(source=dict(result=dict(cells=len(keep), kept=int(keep.sum())), parameters=storable(settings | dict(strong=_named(settings["strong"]))), versions=versions()))
 
 def _record(adata): return {s: (r.get("reads"), r.get("wrote")) for s, r in adata.uns.get(Key.prepare, {}).items()}
 
@@ -127,7 +126,7 @@ def record_table(
     steps = [s for s in ("source", "register", "quality", "strong", *list(STEPS)[1:]) if s in record]
     return pd.DataFrame([(s, k, v) for s in steps for k, v in record[s].get(what, {}).items()], columns=["step", "quantity", "value"]).set_index(["step", "quantity"])
 
-# %% ../../nbs/17_data.prepare.ipynb #33a12c97
+# %% ../../nbs/17_data.prepare.ipynb #b766b3bd
 def _stamp(path: Path) -> dict:
     "What tells a file or folder from another state of it, without reading it."
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
@@ -175,6 +174,8 @@ def prepare_file(
     return True
 
 def _made_from(target) -> dict:
-    "Settings and source of a prepared file; empty for any other file."
-    try: return {k: v.item() if isinstance(v, np.generic) else v for k, v in open_screen(target).uns[Key.prepare]["source"]["parameters"].items()}
+    "Settings and source of a file prepared with these versions; empty for any other file."
+    try:
+        record = open_screen(target).uns[Key.prepare]["source"]
+        return storable(record["parameters"]) if dict(record["versions"]) == versions() else {}
     except Exception: return {}     # no prepared screen: it is overwritten

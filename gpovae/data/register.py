@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['check_counts', 'label_cells', 'chosen_cells', 'register']
 
-# %% ../../nbs/10d_data.register.ipynb #514b98b5
+# %% ../../nbs/10d_data.register.ipynb #859db168
 import hashlib, re, warnings
-from importlib.metadata import version
-import anndata as ad, numpy as np, pandas as pd, scipy.sparse as sp
+import anndata as ad, numpy as np, pandas as pd
 from .screen import CONTROL, GpovaeError, Key, Screen, _fingerprint, blocks, canonical, find_column, gene_names, targets
-from .steps import LIBRARIES, storable
+from .steps import storable, versions
 
 # %% ../../nbs/10d_data.register.ipynb #fca60217
 def _first(bad, start, obs_names, var_names, block):
@@ -45,7 +44,7 @@ def check_counts(
         raise GpovaeError(f"Cell {obs_names[empty[0]]!r} has no counts outside size_factor_exclude, so its library size is 0 ({empty.size} such cells). Remove them, or exclude fewer genes.")
     return totals, library
 
-# %% ../../nbs/10d_data.register.ipynb #6e23724f
+# %% ../../nbs/10d_data.register.ipynb #3865d2a8
 def _unique(names, what):
     dup = names[names.duplicated()].unique()
     if len(dup): raise GpovaeError(f"{len(dup)} {what} name(s) occur more than once, the first is {dup[0]!r}. Make them unique: adata.{'var' if what == 'gene' else 'obs'}_names_make_unique().")
@@ -54,24 +53,22 @@ def label_cells(
     obs: pd.DataFrame,           # cells x annotations
     column: str,                 # that names the perturbation
     control: str | None = None,  # the user's spelling of control
-    genes=(),                    # names of the measured genes, and Ensembl id -> name: what `gene_names` gives
-    by_id: dict = {},
+    by_id: dict = {},            # Ensembl id -> name of the gene, from `gene_names`
 ) -> pd.Series:                  # canonical label of every cell
     "Labels in one spelling; genes that scPerturb joins by `_` (its column `nperts` counts them) are joined by `+`. Raises `GpovaeError` for cells without a label."
     raw = obs[column]; missing = _unlabelled(raw)
     if missing.any():
         raise GpovaeError(f"obs[{column!r}] is missing for {int(missing.sum())} cell(s), the first is {obs.index[missing][0]!r}. Drop them: drop_unlabelled=True (--drop-unlabelled).")
     raw, control = raw.astype(str), None if control is None else str(control)
-    if "nperts" in obs: raw = raw.map({v: _joined(v, set(genes)) for v in raw.unique()})
+    if "nperts" in obs:
+        many = pd.to_numeric(obs["nperts"].astype(object), errors="coerce").groupby(raw.to_numpy()).max()
+        raw = raw.map({v: v.replace("_", "+") if v.count("_") + 1 == many[v] > 1 and not _construct.search(v) else v for v in raw.unique()})
     named = lambda label: "+".join(sorted(by_id.get(t, by_id.get(t.split(".")[0], t)) for t in targets(label))) or CONTROL
     return raw.map({v: named(canonical(v, control)) for v in raw.unique()}).astype(str)
 
 def _unlabelled(raw) -> np.ndarray: return (raw.isna() | raw.astype(str).str.strip().isin(["", "nan", "<NA>"])).to_numpy()
 
-def _joined(label, genes) -> str:
-    "scPerturb's `A_B` as `A+B`; a guide's name (`A_pDS258`) is left as it is."
-    parts = label.split("_")
-    return "+".join(parts) if len(parts) > 1 and parts[0] in genes and all(p in genes or re.fullmatch("[A-Z][A-Z0-9-]*", p) for p in parts) else label
+_construct = re.compile(r"_p[A-Z]+\d+(-\d+)?$")      # the name of a guide vector, which scPerturb counts as a second perturbation (A_pDS258)
 
 def _enough(labels, column, control):
     "Refuse a screen without controls or perturbations, and perturbations with one cell."
@@ -96,7 +93,7 @@ def chosen_cells(
     if drop_unlabelled: keep &= ~_unlabelled(obs[column])
     keep &= (obs[column].astype(str) != "excluded").to_numpy()
     names, by_id = gene_names(var, gene_key)
-    label = label_cells(obs[keep], column, control, names, by_id); stay = pd.Series(True, label.index)
+    label = label_cells(obs[keep], column, control, by_id); stay = pd.Series(True, label.index)
     if drop_unmeasured:
         known = {p: set(targets(p)) <= set(names) for p in label.unique()}
         stay &= label.map(known).to_numpy()
@@ -107,7 +104,7 @@ def chosen_cells(
     keep[keep] = stay.to_numpy()
     return keep
 
-# %% ../../nbs/10d_data.register.ipynb #6959a270
+# %% ../../nbs/10d_data.register.ipynb #2dd5f053
 def register(
     adata: ad.AnnData,                    # the screen; annotated in place
     perturbation_key: str | None = None,  # column of obs; None looks for a known name
@@ -127,8 +124,9 @@ def register(
         if name is not None and name not in where: raise GpovaeError(f"{key} {name!r} not found. There is: {', '.join(map(str, where.keys())) or 'nothing'}.")
     if layer is None and "counts" in adata.layers: layer = "counts"
     if min_cells is not None and not (keep := chosen_cells(adata.obs, adata.var, column, control, gene_key, min_cells)).all(): adata._inplace_subset_obs(keep)
+    if batch_key and (none := adata.obs[batch_key].isna().to_numpy()).any(): raise GpovaeError(f"obs[{batch_key!r}], the batch, is missing for {int(none.sum())} cell(s), the first is {adata.obs_names[none][0]!r}. Drop these cells, or give them a batch.")
     genes, by_id = gene_names(adata.var, gene_key)
-    labels = label_cells(adata.obs, column, control, genes, by_id); _enough(labels, column, control)
+    labels = label_cells(adata.obs, column, control, by_id); _enough(labels, column, control)
     size = _size_factor_genes(genes, size_factor_exclude)
     totals, library = check_counts(adata.layers[layer] if layer else adata.X, adata.obs_names, genes, size)
     adata.obs[Key.perturbation] = pd.Categorical(labels)
@@ -138,11 +136,11 @@ def register(
     what = [*labels, *genes, str(totals.tolist()), str(library.tolist()), *adata.obs[Key.batch].astype(str), *(adata.obs[guide_key].astype(str) if guide_key else ())]
     identity = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
     adata.uns[Key.screen] = dict(perturbation_key=column, control=control or "", layer=layer or "", batch_key=batch_key or "", guide_key=guide_key or "", cells=_fingerprint(adata.obs_names), identity=identity)
-    screen, versions = Screen(adata), {p: version(p) for p in LIBRARIES}
+    screen = Screen(adata)
     if missing := [t for t in screen.targets if t not in genes]:
         warnings.warn(f"{len(missing)} target(s) are not among the measured genes ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}): they get a row in the network but no column.", stacklevel=2)
     result = dict(cells=adata.n_obs, genes=len(genes), size_factor_genes=int(size.sum()), perturbations=len(screen.perturbations), controls=int(screen.is_control.sum()), counts=int(totals.sum()))
-    adata.uns[Key.prepare] = dict(adata.uns.get(Key.prepare, {})) | dict(register=dict(result=result, parameters=settings, versions=versions))
+    adata.uns[Key.prepare] = dict(adata.uns.get(Key.prepare, {})) | dict(register=dict(result=result, parameters=settings, versions=versions()))
     return screen
 
 def _size_factor_genes(genes, exclude):
