@@ -52,7 +52,7 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress bars and timing
 @click.version_option(package_name="gpovae")
 def main(): "Effects of gene perturbations in single cells, and the gene network that explains them."
 
-# %% ../nbs/62_cli.ipynb #7a62941d
+# %% ../nbs/62_cli.ipynb #d0882f2f
 @main.command()
 @click.argument("raw")
 @click.argument("prepared", type=click.Path(dir_okay=False, path_type=Path))
@@ -69,11 +69,11 @@ def main(): "Effects of gene perturbations in single cells, and the gene network
 @click.option("--drop-unlabelled", is_flag=True, help="Leave out cells whose perturbation is missing.")
 @click.option("--n-mads", default=3.0, help="A cell fails beyond so many median absolute deviations.")
 @click.option("--no-doublets", is_flag=True, help="Do not look for doublets.")
-@click.option("--strong", metavar="data|FILE", help="Keep strong perturbations: judged from the data, or from a table of summary statistics (xlsx, csv).  [default: keep all]")
+@click.option("--strong", metavar="data|FILE", help="Keep perturbations with more than 50 DEGs, a knockdown of 30 % or more, and more than 100 cells in which it worked: judged from the data, or from a table of summary statistics (xlsx, csv).  [default: keep all]")
 @click.option("--sheet", help="Of the workbook with the summary statistics.  [default: its only one]")
-@click.option("--held-out", multiple=True, metavar="GENE", help="Perturbation that goes to the test with all its cells; may be given several times.  [default: none]")
+@click.option("--held-out", multiple=True, metavar="GENE", help="Perturbation that goes to the test with all its cells, and the combinations it takes part in; may be given several times.  [default: none]")
 @click.option("--max-extended", default=1000, type=click.IntRange(0), help="At most so many responders beside the perturbed genes are nodes of the graph.")
-@click.option("--n-matches", default=10, type=click.IntRange(1), help="Effective number of matched controls per cell.")
+@click.option("--n-matches", default=10, type=click.IntRange(1), help="About how many controls share in the match of a cell.")
 @click.option("--force", is_flag=True, help="Prepare again although PREPARED was made from RAW with these settings.")
 @_seed
 @_quiet
@@ -85,7 +85,7 @@ def prepare(ctx, raw, prepared, cells, no_doublets, force, quiet, **settings):
     given = {k: v for k, v in settings.items() if ctx.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE}
     with _stage("prepare", quiet): made = prepare_file(raw, prepared, cells, force, not quiet, **given | (dict(doublets=False) if no_doublets else {}))
     adata = open_screen(prepared); worked = adata.uns["gpovae_perturbations"]["worked"]
-    click.echo(f"{prepared}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, {(worked == 'yes').sum()} of {len(worked)} perturbations worked" + ("" if made else " (nothing to do: it was made from this file with these settings; --force prepares again)"))
+    click.echo(f"{prepared}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, {(worked == 'yes').sum()} of {(worked != 'held out').sum()} perturbations worked" + ("" if made else " (nothing to do: it was made from this file with these settings; --force prepares again)"))
 
 @main.command()
 def datasets():

@@ -80,8 +80,8 @@ def knockdown(
     _names(ax, list(k.index))
     return _finish(ax, ylabel="change of the target (log2)")
 
-# %% ../nbs/50_plots.ipynb #99373776
-VERDICTS = {"yes": (PALETTE["model"], "o"), "no": (PALETTE["failing"], "X"), "too few cells": (PALETTE["other"], "^")}
+# %% ../nbs/50_plots.ipynb #dc4f3911
+VERDICTS = {"yes": (PALETTE["model"], "o"), "no": (PALETTE["failing"], "X"), "too few cells": (PALETTE["other"], "^"), "held out": (PALETTE["mark"], "s")}
 
 def perturbations(
     table: pd.DataFrame,    # index = perturbation; columns `change` (relative, NaN where the target is not measured), `energy`, `worked` (a key of VERDICTS)

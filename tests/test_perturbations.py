@@ -84,7 +84,7 @@ def test_table_has_a_row_per_perturbation_and_survives_a_file(screen, tmp_path):
     table = perturbation_table(screen, "guide")
     assert list(table.index) == Screen(screen).perturbations
     assert list(table) == ["cells", "passing", "train", "change", "z", "responders", "energy", "energy_p", "guides", "agreement", "agreement_halves", "worked"]
-    assert all(table[c].dtype.kind == "i" for c in ("cells", "train", "responders", "guides")) and set(table.worked) <= {"yes", "no", "too few cells"}
+    assert all(table[c].dtype.kind == "i" for c in ("cells", "train", "responders", "guides")) and set(table.worked) <= {"yes", "no", "too few cells", "held out"}
     labels, s = Screen(screen).labels, Screen(screen)
     for p in table.index[:3]:
         assert table.cells[p] == (labels == p).sum() and table.train[p] == len(s.rows("train", p, False)) and table.passing[p] == pytest.approx(1 - s.fail[labels == p].mean())
@@ -156,7 +156,7 @@ def test_held_out_perturbations_have_no_verdict_but_a_row():
     a.obs[Key.split] = a.obs[Key.split].where(a.obs.gene != "MYC", "test")
     graph_nodes(a); node_shifts(a)
     row = perturbation_table(a, "guide").loc["MYC"]
-    assert (row.train, row.worked, row.guides) == (0, "too few cells", 0) and np.isnan(row.energy) and row.cells > 20
+    assert (row.train, row.worked, row.guides) == (0, "held out", 0) and np.isnan(row.energy) and row.cells > 20
 
 
 def test_pairs_average_their_targets():
@@ -174,7 +174,7 @@ def test_pairs_average_their_targets():
 
 
 def test_verdict_follows_the_target_and_else_the_cells():
-    t = pd.DataFrame(dict(train=[50] * 5 + [9], z=[-3.1, 3.1, -2.9, np.nan, np.nan, -9], energy_p=[.9, .9, .005, .0099, .01, .005]))
+    t = pd.DataFrame(dict(held_out=False, train=[50] * 5 + [9], z=[-3.1, 3.1, -2.9, np.nan, np.nan, -9], energy_p=[.9, .9, .005, .0099, .01, .005]))
     assert verdict(t).tolist() == ["yes", "yes", "no", "yes", "no", "too few cells"]
 
 
@@ -262,7 +262,7 @@ def write(path, **columns): pd.DataFrame(columns).to_csv(path, index=False); ret
 
 
 def test_unreadable_tables_are_named(tmp_path, monkeypatch):
-    with pytest.raises(GpovaeError, match="no file .*nowhere.csv.*summary=None"): read_summary(tmp_path / "nowhere.csv")
+    with pytest.raises(GpovaeError, match="no file .*nowhere.csv.*--strong data"): read_summary(tmp_path / "nowhere.csv")
     (tmp_path / "bad.xlsx").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(GpovaeError, match="bad.xlsx cannot be read"): read_summary(tmp_path / "bad.xlsx")
     (tmp_path / "empty.csv").write_text("")

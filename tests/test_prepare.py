@@ -13,10 +13,12 @@ from gpovae.data.batches import Cells, mean_shares, median_profiles
 from gpovae.data.datasets import simulated
 from gpovae.data.matching import effective_number, plan, shift_table
 from gpovae.data.nodes import fold_changes, rank_sum_test
-from gpovae.data.prepare import prepare
+from gpovae.data.files import open_screen
+from gpovae.data.prepare import prepare, prepare_file
 from gpovae.data.quality import mad_threshold, quality_labels
 from gpovae.data.register import register
 from gpovae.data.screen import GpovaeError, Key, Screen, log_normalised
+from gpovae.data.steps import stale
 from gpovae.data.split import split_sizes
 
 warnings.filterwarnings("ignore", category=FutureWarning)
@@ -337,3 +339,35 @@ def test_a_doublet_threshold_that_calls_most_cells_is_refused():
     register(adata, "gene", "non-targeting")
     with pytest.warns(UserWarning, match="calls .* of the cells doublets"): found = quality_labels(adata, seed=4)
     assert found["doublets"] == 0 and found["fail"] < 0.3 * adata.n_obs
+
+
+def test_strong_perturbations_from_memory_and_from_disk(tmp_path):
+    "Weak ones leave with their cells, what remains fits together, and a table that cannot be read stops it before any work."
+    a = simulated(n_cells=4000, n_genes=120, n_perturbations=6, seed=0); genes = [g for g in a.obs["gene"].cat.categories if g != "non-targeting"]
+    pd.DataFrame(dict(perturbation=genes, degs=[10] + [80] * 5, knockdown=[.7] * 5 + [.1], cells=300)).to_csv(tmp_path / "summary.csv", index=False)
+    a.write_h5ad(tmp_path / "raw.h5ad")
+    assert prepare_file(tmp_path / "raw.h5ad", tmp_path / "strong.h5ad", strong=tmp_path / "summary.csv", doublets=False, progress=False)
+    run(a, strong=str(tmp_path / "summary.csv")); b = open_screen(tmp_path / "strong.h5ad")
+    for x in (a, b):
+        assert Screen(x).perturbations == genes[1:5] and x.n_obs == a.n_obs < 4000 and stale(x) == []
+        assert x.uns[Key.prepare]["strong"]["result"]["cells_in"] == 4000 and x.uns[Key.prepare]["register"]["result"]["cells"] == x.n_obs
+    assert (b.X[:] != a.X).nnz == 0 and list(a.obs[Key.fail]) == list(b.obs[Key.fail])
+    again = a.copy(); run(again, strong=str(tmp_path / "summary.csv"))      # a second call leaves no further cells out
+    for x in (a, again): del x.uns[Key.prepare]["source"]
+    assert_same(a, again)
+    with pytest.raises(GpovaeError, match="nowhere.csv"): prepare_file(tmp_path / "raw.h5ad", tmp_path / "none.h5ad", strong="nowhere.csv", progress=False)
+    with pytest.raises(GpovaeError, match="mean nothing"): prepare_file("mcfaline2023", tmp_path / "none.h5ad", layer="counts", progress=False)
+    with pytest.raises(GpovaeError, match="batch_key 'lane'"): prepare_file(tmp_path / "raw.h5ad", tmp_path / "none.h5ad", batch_key="lane", progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["raw.h5ad", "strong.h5ad", "summary.csv"]
+
+
+def test_genes_of_a_large_stratum_are_tested_slab_by_slab(monkeypatch):
+    "The same p-values whether the genes fit into memory together or a few at a time."
+    a = screen(); s = register(a, "gene", "non-targeting"); rows = np.arange(a.n_obs); whole = rank_sum_test(s, rows)
+    monkeypatch.setattr("gpovae.data.nodes.BLOCK", 2000); monkeypatch.setattr("gpovae.data.screen.BLOCK", 5000)
+    np.testing.assert_allclose(rank_sum_test(s, rows), whole, rtol=1e-12)
+
+
+def test_cells_excluded_by_causalbench_are_not_a_perturbation():
+    a = screen(); a.obs["gene"] = np.where(np.arange(a.n_obs) < 7, "excluded", a.obs["gene"].astype(str))
+    assert "excluded" not in register(a, "gene", "non-targeting").perturbations and a.n_obs == 593

@@ -86,7 +86,7 @@ def _anndata(root, layer, scratch) -> Source:
     blocks = _by_columns(X, scratch) if getattr(X, "format", "csr") == "csc" else _by_rows(X)
     return Source(read("obs"), read("raw/var" if layer == "raw" else "var"), blocks, dict(read("obsm")) if "obsm" in root else {}, dict(read("uns")) if "uns" in root else {})
 
-# %% ../../nbs/10b_data.files.ipynb #b0ba61cd
+# %% ../../nbs/10b_data.files.ipynb #0426fdae
 def top_guide(
     counts,                  # (cells, guides) guide UMIs, dense or sparse
     min_umis: int = 5,       # at least so many of the guide
@@ -98,6 +98,11 @@ def top_guide(
     most, total = counts.max(1).toarray().ravel(), np.asarray(counts.sum(1)).ravel()
     return np.where((most >= min_umis) & (most > min_share * total), top, -1)
 
+def _begins(name, genes) -> str:
+    "The gene that a guide's name begins with."
+    stems = [name[:m.start()] for m in re.finditer("[-_]|$", name)]
+    return next((s for s in reversed(stems) if s in genes), stems[0])
+
 def _cell_ranger(barcodes, features: pd.DataFrame, blocks, cells) -> Source:
     "Guides out of the features, labels from them or from the table of cells."
     guide, index = (features["type"] == "CRISPR Guide Capture").to_numpy(), pd.Index(np.asarray(barcodes, str))
@@ -107,7 +112,8 @@ def _cell_ranger(barcodes, features: pd.DataFrame, blocks, cells) -> Source:
     elif guide.any():
         top = top_guide(sp.vstack([b[:, np.flatnonzero(guide)] for b in blocks()]))
         names = features["name"][guide].to_numpy(str); said = features["target"][guide].to_numpy(str)
-        target = np.where(said == "", [n if canonical(n) == CONTROL else re.split("[-_]", n)[0] for n in names], said)
+        measured = set(features["name"][gene])
+        target = np.where(said == "", [n if canonical(n) == CONTROL else _begins(n, measured) for n in names], said)
         target = np.array([CONTROL if canonical(n) == CONTROL or canonical(t) == CONTROL else t for n, t in zip(names, target)])
         obs["guide"] = pd.Categorical(np.where(top >= 0, names[top], None)); obs["perturbation"] = pd.Categorical(np.where(top >= 0, target[top], None))
     else: raise GpovaeError("This file of Cell Ranger has no guide features, so nothing says which cell was perturbed how. Give a table (CSV) whose first column is the barcode and that has a column with the perturbation: cells=.")

@@ -125,7 +125,7 @@ def matches(
     for some in waiting.values(): together(some)
     return [found[i] for i in range(len(found))]
 
-# %% ../../nbs/16_data.matching.ipynb #699d9f19
+# %% ../../nbs/16_data.matching.ipynb #300acec7
 PILOTS, PILOT_CELLS = 16, 400   # least number of problems, and of their cells, on which rho is chosen
 
 def choose_rho(
@@ -139,9 +139,10 @@ def choose_rho(
         n = np.median(np.concatenate([number for _, number in matches(pilots, rho, 1)]))
         if abs(n / n_matches - 1) < 0.03: break
         low, high = (low, np.log(rho)) if n > n_matches else (np.log(rho), high)
+    if not 0.8 < n / n_matches < 1.25: warnings.warn(f"An effective number of {n_matches} matched controls cannot be had: the median is {n:.1f}. There may be too few controls, or cells too far from them.", stacklevel=3)
     return float(rho)
 
-# %% ../../nbs/16_data.matching.ipynb #1062fa54
+# %% ../../nbs/16_data.matching.ipynb #4390c80d
 def _loads(todo, most):
     "Problems of one split and stratum, as many as have `most` cells together: they share controls, which are then read once."
     some, cells = [], 0
@@ -169,7 +170,7 @@ def match_controls(
     n_matches: int = 10,  # effective number of controls per cell, and number of positions kept
     seed: int = 0,        # draws the controls that take part and the problems on which rho is chosen
     progress: bool = False,
-) -> dict:                # rho, and the effective number that it gave
+) -> dict:                # how many problems and cells, the effective number, and rho of each split
     "Write obsm gpovae_match and obs gpovae_effective_matches. Cells of any quality are matched to passing controls of their split, within the batch where it has enough."
     if n_matches < 1: raise GpovaeError(f"n_matches is {n_matches}; at least one control per cell is needed (10 is usual).")
     screen = Screen(adata)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENOUGH', 'strata', 'group_moments', 'fold_changes', 'rank_sum_test', 'graph_nodes']
 
-# %% ../../nbs/15_data.nodes.ipynb #e1fed901
+# %% ../../nbs/15_data.nodes.ipynb #af52f8db
 import anndata as ad, numba, numpy as np, pandas as pd, scipy.sparse as sp
 from scipy.stats import norm, false_discovery_control
 from tqdm.auto import tqdm
@@ -106,22 +106,22 @@ def _gene(values, code, n_p, n_0, excess, variance):
         excess[p] += wins - n_p[p] * n_0 / 2
         variance[p] += n_p[p] * n_0 / 12 * (N + 1 - own / (N * (N - 1)))
 
-# %% ../../nbs/15_data.nodes.ipynb #1db43ffc
+# %% ../../nbs/15_data.nodes.ipynb #1da9f657
 @numba.njit(nogil=True, parallel=True, cache=True)
-def _genes(indptr, indices, data, code, n_p, n_0, excess, variance):
-    "Genes side by side: columns of a CSC matrix; excess and variance are (genes, perturbations)."
+def _genes(indptr, indices, data, l, code, n_p, n_0, excess, variance):
+    "Genes side by side: columns of a CSC matrix of counts, to be divided by l; excess and variance are (genes, perturbations)."
     for j in numba.prange(len(indptr) - 1):
-        _gene(data[indptr[j]:indptr[j + 1]], code[indices[indptr[j]:indptr[j + 1]]], n_p, n_0, excess[j], variance[j])
+        cells = indices[indptr[j]:indptr[j + 1]]
+        _gene(data[indptr[j]:indptr[j + 1]] / l[cells], code[cells], n_p, n_0, excess[j], variance[j])
 
 def _columns(screen, cells):
-    "Genes of some cells as CSC of x / l, so many at a time as fit into memory; yields the position of the first."
-    X, l = screen.counts, screen.library_size
-    width = max(1, 2 * BLOCK // len(cells))
+    "Genes of some cells as CSC, so many at a time as make two blocks of counts; yields the position of the first."
+    X = screen.counts; first = next(blocks(X, cells))[1]
+    width = max(1, int(2 * BLOCK / len(cells) / max(first.nnz / np.prod(first.shape), 1e-3)))
     for j in range(0, X.shape[1], width):
-        part = [sp.csr_matrix(b if width >= X.shape[1] else b[:, j:j + width], dtype=np.float64, copy=True) for _, b in blocks(X, cells)]
-        y = sp.vstack(part, format="csr"); del part
-        y.data /= np.repeat(l[cells].astype(float), np.diff(y.indptr)); y.eliminate_zeros()
-        yield j, y.tocsc()
+        x = sp.vstack([b[:, j:j + width].astype(np.float32) for _, b in blocks(X, cells)], format="csr").tocsc()
+        x.eliminate_zeros()
+        yield j, x
 
 def rank_sum_test(
     screen: Screen,
@@ -138,9 +138,9 @@ def rank_sum_test(
         perturbed = np.flatnonzero((stratum == k) & ~is_control)
         if not len(perturbed): continue
         cells = np.sort(np.r_[perturbed, control])
-        for j, y in _columns(screen, rows[cells]):
-            some = slice(j, j + y.shape[1])
-            _genes(y.indptr, y.indices, y.data, code[cells], np.bincount(code[perturbed], minlength=len(names)), len(control), excess[some], variance[some])
+        for j, x in _columns(screen, rows[cells]):
+            some = slice(j, j + x.shape[1])
+            _genes(x.indptr, x.indices, x.data, screen.library_size[rows[cells]].astype(float), code[cells], np.bincount(code[perturbed], minlength=len(names)), len(control), excess[some], variance[some])
     return 2 * norm.sf(np.abs(excess) / np.sqrt(np.maximum(variance, 1e-12))).T
 
 # %% ../../nbs/15_data.nodes.ipynb #128fbb25

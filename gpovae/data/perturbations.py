@@ -138,13 +138,13 @@ def guide_agreement(
     table = pd.DataFrame(dict(guides=n, agreement=_agreement(screen, rows, label, guide), agreement_halves=_agreement(screen, rows, label, dealt)))
     return table.reindex(screen.perturbations).fillna(dict(guides=0)).astype(dict(guides=int)).rename_axis("perturbation")
 
-# %% ../../nbs/16b_data.perturbations.ipynb #a9c9e705
+# %% ../../nbs/16b_data.perturbations.ipynb #c8ba1dd8
 def verdict(
-    table: pd.DataFrame,  # train, z, energy_p
-) -> np.ndarray:          # (perturbations,) "yes", "no" or "too few cells"
+    table: pd.DataFrame,  # held_out, train, z, energy_p
+) -> np.ndarray:          # (perturbations,) "yes", "no", "too few cells", or "held out" of training
     "Did each perturbation work: by its own target where it is measured, else by the energy distance."
     sure = np.where(table["z"].notna(), table["z"].abs() > 3, table["energy_p"] < 0.01)
-    return np.where(table["train"] < LEAST_CELLS, "too few cells", np.where(sure, "yes", "no"))
+    return np.where(table["held_out"], "held out", np.where(table["train"] < LEAST_CELLS, "too few cells", np.where(sure, "yes", "no")))
 
 def perturbation_table(
     adata: ad.AnnData,              # prepared
@@ -156,14 +156,14 @@ def perturbation_table(
     guide_key = guide_key or adata.uns[Key.screen].get("guide_key")
     guides = [guide_agreement(adata, guide_key, seed)] if guide_key else []
     passing = ~screen.fail
-    cells = pd.DataFrame(dict(passing=passing, train=passing & (screen.split == "train"))).groupby(screen.labels)
-    count = pd.DataFrame(dict(cells=cells.size(), passing=cells["passing"].mean(), train=cells["train"].sum()))
+    cells = pd.DataFrame(dict(passing=passing, train=passing & (screen.split == "train"), held=screen.split == "test")).groupby(screen.labels)
+    count = pd.DataFrame(dict(cells=cells.size(), passing=cells["passing"].mean(), train=cells["train"].sum(), held_out=cells["held"].all()))
     energy = {p: energy_test(X, Y, k, rng) for p, X, Y, k in samples(screen, seed)}
     energy = pd.DataFrame.from_dict(energy, orient="index", columns=["energy", "energy_p"])
     own = own_target(shift_table(adata), shift_table(adata, "se"))
     table = pd.concat([count, own, energy, *guides], axis=1).loc[screen.perturbations].rename_axis("perturbation")
     for c in table.columns.intersection(["cells", "train", "responders", "guides"]): table[c] = table[c].fillna(0).astype(int)
-    return table.assign(worked=verdict(table))
+    return table.assign(worked=verdict(table)).drop(columns="held_out")
 
 # %% ../../nbs/16b_data.perturbations.ipynb #7a6392be
 _STATISTICS = dict(   # ours: Replogle's
@@ -186,7 +186,7 @@ def _table(path, sheet):
         if len(found) != 1: raise GpovaeError(f"{path} has the sheets {', '.join(sheets)}" + (f"; {sheet!r} is {'none' if not found else 'not one'} of them" if sheet else "") + ". Name one, or a part of its name: sheet=.")
         return book.parse(found[0])
 
-# %% ../../nbs/16b_data.perturbations.ipynb #a4c611f1
+# %% ../../nbs/16b_data.perturbations.ipynb #9aae5451
 def read_summary(
     path: str | Path,           # xlsx or csv
     sheet: str | None = None,   # of a workbook with several: its name or a part of it
@@ -194,7 +194,7 @@ def read_summary(
     "Summary statistics of a screen, one row per pair of guides; control rows are left out. Raises `GpovaeError` where the file cannot be read."
     path = Path(path)
     try: raw = _table(path, sheet)
-    except FileNotFoundError: raise GpovaeError(f"There is no file {path}. It should hold summary statistics of the screen (xlsx or csv); without one they are computed from the counts: summary=None.") from None
+    except FileNotFoundError: raise GpovaeError(f"There is no file {path}. It should hold summary statistics of the screen (xlsx or csv); without one they are computed from the counts: strong=\"data\" (--strong data).") from None
     except ImportError as e: raise GpovaeError(f"{path} is a workbook, which pandas reads with openpyxl: pip install openpyxl, or save the sheet as csv. ({e})") from e
     except GpovaeError: raise
     except Exception as e: raise GpovaeError(f"{path} cannot be read as a table ({e}). It must be an xlsx or csv file with a header line.") from e      # zipfile, csv, openpyxl and pandas each have their own

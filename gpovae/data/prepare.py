@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['judge_perturbations', 'prepare', 'record_table', 'prepare_file']
 
-# %% ../../nbs/17_data.prepare.ipynb #66c55b9a
-import os, shutil, warnings
+# %% ../../nbs/17_data.prepare.ipynb #30ff6088
+import os, shutil
 from pathlib import Path
 import anndata as ad, pandas as pd
 from tqdm.auto import tqdm
@@ -16,12 +16,12 @@ from .matching import match_controls, node_shifts
 from .nodes import graph_nodes
 from .perturbations import perturbation_table, read_summary, strong_cells
 from .quality import quality_labels
-from .register import chosen_cells, register
+from .register import chosen_cells, read_labels, register
 from .screen import GpovaeError, Key, Screen, blocks
-from .steps import STEPS, digest, step, storable, versions
+from .steps import STEPS, digest, sign, step, storable, versions
 from .split import split_cells
 
-# %% ../../nbs/17_data.prepare.ipynb #66abb30d
+# %% ../../nbs/17_data.prepare.ipynb #3c2ce37d
 @step("perturbations")
 def judge_perturbations(
     adata: ad.AnnData,   # with shifts; annotated in place
@@ -32,19 +32,24 @@ def judge_perturbations(
     adata.uns[Key.perturbations] = table
     return dict(perturbations=len(table)) | {str(k).replace(" ", "_"): int(v) for k, v in table["worked"].value_counts().items()}
 
-def _steps(work, narrow, s, progress):
+def _summary(s):
+    "The table of summary statistics, where one is given."
+    return s["strong"] if isinstance(s["strong"], pd.DataFrame) else None if s["strong"] in (None, "data") else read_summary(s["strong"], s["sheet"])
+
+def _steps(work, narrow, s, summary, progress):
     "All steps on an AnnData, with settings `s`; narrow(work, keep) gives it with some of its cells."
     registered = lambda: register(work, s["perturbation_key"], s["control"], s["layer"], s["batch_key"], s["size_factor_exclude"], gene_key=s["gene_key"], guide_key=s["guide_key"])
     with tqdm(total=2 + len(STEPS) if s["strong"] is not None else 1 + len(STEPS), desc="prepare", disable=not progress) as bar:
         def run(name, f, *arguments): bar.set_postfix_str(name); out = f(*arguments); bar.update(); return out
         run("register", registered)
         run("quality", quality_labels, work, s["n_mads"], s["doublets"], s["seed"], progress)
-        if s["strong"] is not None:
+        done = work.uns[Key.prepare].get("strong", {})
+        if s["strong"] is not None and (done.get("parameters"), done.get("left")) != (asked := storable(dict(strong=_named(s["strong"]), sheet=s["sheet"])), Screen(work).identity):
             n = work.n_obs
-            keep, table = run("strong", strong_cells, work, None if isinstance(s["strong"], str) and s["strong"] == "data" else s["strong"] if isinstance(s["strong"], pd.DataFrame) else read_summary(s["strong"], s["sheet"]))
-            work = narrow(work, keep); registered()
+            keep, table = run("strong", strong_cells, work, summary)
+            work = narrow(work, keep); registered(); sign(work, "quality")          # cells were judged among all of the screen
             work.uns[Key.prepare] |= dict(strong=dict(result=dict(cells_in=n, cells=work.n_obs, perturbations=len(Screen(work).perturbations)) | {str(k): int(v) for k, v in table["outcome"].value_counts().items()},
-                                                      parameters=storable(dict(strong=_named(s["strong"]), sheet=s["sheet"])), versions=versions()))
+                                                      parameters=asked, versions=versions(), left=Screen(work).identity))
         run("split", split_cells, work, s["fractions"], s["seed"], s["held_out"])
         run("nodes", graph_nodes, work, s["min_lfc"], s["alpha"], s["max_extended"], progress)
         run("matching", match_controls, work, s["n_matches"], s["seed"], progress)
@@ -76,7 +81,7 @@ def _note_source(work, keep, settings):
 
 def _record(adata): return {s: (r.get("reads"), r.get("wrote")) for s, r in adata.uns.get(Key.prepare, {}).items()}
 
-# %% ../../nbs/17_data.prepare.ipynb #6386876a
+# %% ../../nbs/17_data.prepare.ipynb #5a187ac0
 def prepare(
     adata: ad.AnnData,                    # raw counts; annotated in place
     perturbation_key: str | None = None,  # column of obs; None looks for a known name
@@ -108,9 +113,7 @@ def prepare(
     if adata.isbacked: raise GpovaeError(f"This AnnData is backed by {adata.filename}, which is never written to. Use gpovae.prepare_file({str(adata.filename)!r}, 'prepared.h5ad') instead.")
     work = _workspace(adata)
     keep = chosen_cells(work.obs, work.var, perturbation_key, control, gene_key, min_cells, drop_unmeasured, drop_unlabelled)
-    with warnings.catch_warnings():
-        if drop_unmeasured: warnings.filterwarnings("ignore", ".*not among the measured genes")
-        work = _steps(work if keep.all() else work[keep].copy(), lambda w, keep: w[keep].copy(), settings, progress)
+    work = _steps(work if keep.all() else work[keep].copy(), lambda w, keep: w[keep].copy(), settings, _summary(settings), progress)
     _note_source(work, keep, settings)
     _carry_over(work, adata)
     return Screen(adata)
@@ -126,7 +129,7 @@ def record_table(
     steps = [s for s in ("source", "register", "quality", "strong", *list(STEPS)[1:]) if s in record]
     return pd.DataFrame([(s, k, v) for s in steps for k, v in record[s].get(what, {}).items()], columns=["step", "quantity", "value"]).set_index(["step", "quantity"])
 
-# %% ../../nbs/17_data.prepare.ipynb #b766b3bd
+# %% ../../nbs/17_data.prepare.ipynb #a33f106c
 def _stamp(path: Path) -> dict:
     "What tells a file or folder from another state of it, without reading it."
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
@@ -150,6 +153,7 @@ def prepare_file(
     defaults = {k: v for k, v in prepare.__kwdefaults__.items() if k != "progress"} | dict(perturbation_key=None, control=None)
     if unknown := sorted(set(settings) - set(defaults)): raise GpovaeError(f"prepare has no setting {unknown[0]!r}. It has: {', '.join(defaults)}.")
     name = str(path) if not path.exists() and str(path) in datasets.REGISTRY else None
+    if name and (cells is not None or settings.get("layer")): raise GpovaeError(f"{name} is a screen by name, whose layer and labels are known: layer and cells mean nothing here.")
     s = defaults | (datasets.prepare_arguments(name) if name else {}) | settings
     if not name and not path.exists(): raise GpovaeError(f"There is no file {str(path)!r}, and no screen of that name: {', '.join(datasets.REGISTRY)}.")
     if target.is_dir(): raise GpovaeError(f"{str(target)!r} is a folder. Name a file for the prepared screen.")
@@ -158,14 +162,16 @@ def prepare_file(
     files = {k: Path(f) for k, f in dict(file=None if name else path, cells=cells, strong=s["strong"]).items() if isinstance(f, (str, Path)) and Path(f).exists()}
     asked = storable(s | dict(strong=_named(s["strong"]), cells=cells, screen=name) | {f"{k}_{what}": v for k, f in files.items() for what, v in _stamp(f).items()})
     if not force and target.exists() and _made_from(target) == asked: return False
+    summary = _summary(s)
     with complete(target.absolute().parent) as whole:
         (tmp := whole / ".work").mkdir()
         copy = lambda src, name, keep, what: (write_screen(tmp / name, src, keep, progress, what), open_screen(tmp / name))[1]
         with datasets.opened(name, progress) if name else source(path, s["layer"], cells, tmp) as src:
             keep = chosen_cells(src.obs, src.var, s["perturbation_key"], s["control"], s["gene_key"], s["min_cells"], s["drop_unmeasured"], s["drop_unlabelled"])
+            read_labels(src.obs[keep], src.var, *(s[k] for k in ("perturbation_key", "control", "gene_key", "batch_key", "guide_key")))      # before an hour is spent on counts
             work = copy(_clean(src), "counts.h5ad", keep, "copying counts")
         narrow = lambda w, keep: copy(Source(w.obs, w.var, lambda: (b for _, b in blocks(w.X)), dict(w.obsm), dict(w.uns)), "strong.h5ad", keep, "leaving cells out")
-        work = _steps(work, narrow, s | dict(layer=None), progress)
+        work = _steps(work, narrow, s | dict(layer=None), summary, progress)
         _note_source(work, keep, asked)
         done = work.X.group.file; made = Path(done.filename); done.close()
         write_annotations(made, work)

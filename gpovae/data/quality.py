@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'MAD_FLOOR', 'PART', 'LEAST_CELLS', 'TOP_GENES', 'MOST_DOUBLETS', 'cell_metrics', 'mad_threshold',
            'beyond', 'find_doublets', 'quality_labels']
 
-# %% ../../nbs/13_data.quality.ipynb #c9460988
+# %% ../../nbs/13_data.quality.ipynb #8c3ba2cf
 import warnings
 import anndata as ad, numpy as np, pandas as pd, scanpy as sc, scipy.sparse as sp
 from tqdm.auto import tqdm
