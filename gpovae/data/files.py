@@ -163,7 +163,7 @@ def _mtx(folder: Path, cells, scratch: Path) -> Source:
         if seen != lines: raise GpovaeError(f"{path} announces {lines} counts and holds {seen}. Is it whole? Download or copy it again.")
     return _cell_ranger(barcodes, features, _dealt(triplets, (columns, rows), scratch), cells)
 
-# %% ../../nbs/10b_data.files.ipynb #78690f9a
+# %% ../../nbs/10b_data.files.ipynb #649fb037
 def read_cells(path) -> pd.DataFrame:  # index = barcode
     "A table of cells from a CSV or TSV file, the barcode in its first column."
     try:
@@ -196,6 +196,7 @@ def _layout(path: Path, layer, cells, scratch: Path, stack: ExitStack, called: s
     if "matrix" in f or any("barcodes" in g for g in f.values() if isinstance(g, h5py.Group)): return ranger(_ten_x(f, cells))
     raise GpovaeError(f"{called!r} is an HDF5 file but no screen: it has {', '.join(list(f)[:5]) or 'nothing'} instead of obs and var, or of Cell Ranger's matrix.")
 
+# %% ../../nbs/10b_data.files.ipynb #92409891
 @contextmanager
 def _readable(path):
     "Whatever a library says of a damaged file, as a `GpovaeError`."

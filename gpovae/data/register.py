@@ -44,7 +44,7 @@ def check_counts(
         raise GpovaeError(f"Cell {obs_names[empty[0]]!r} has no counts outside size_factor_exclude, so its library size is 0 ({empty.size} such cells). Remove them, or exclude fewer genes.")
     return totals, library
 
-# %% ../../nbs/10d_data.register.ipynb #3865d2a8
+# %% ../../nbs/10d_data.register.ipynb #d5ee4075
 def _unique(names, what):
     dup = names[names.duplicated()].unique()
     if len(dup): raise GpovaeError(f"{len(dup)} {what} name(s) occur more than once, the first is {dup[0]!r}. Make them unique: adata.{'var' if what == 'gene' else 'obs'}_names_make_unique().")
@@ -81,6 +81,7 @@ def _enough(labels, column, control):
         raise GpovaeError(f"{len(one)} perturbation(s) have a single cell, the first is {one[0]!r}. Nothing can be learnt or tested from one cell: pass min_cells=2 (or more) to leave them out.")
     if len(n) < 2: raise GpovaeError(f"obs[{column!r}] holds control cells only. Check perturbation_key and control.")
 
+# %% ../../nbs/10d_data.register.ipynb #f3a927e1
 def chosen_cells(
     obs: pd.DataFrame, var: pd.DataFrame,
     perturbation_key: str | None = None, control: str | None = None, gene_key: str | None = None,
@@ -104,7 +105,7 @@ def chosen_cells(
     keep[keep] = stay.to_numpy()
     return keep
 
-# %% ../../nbs/10d_data.register.ipynb #869aea4e
+# %% ../../nbs/10d_data.register.ipynb #27ce90a4
 def read_labels(
     obs: pd.DataFrame, var: pd.DataFrame,
     perturbation_key: str | None = None, control: str | None = None, gene_key: str | None = None,
@@ -120,6 +121,7 @@ def read_labels(
     labels = label_cells(obs, column, control, by_id); _enough(labels, column, control)
     return column, genes, labels
 
+# %% ../../nbs/10d_data.register.ipynb #cda1d916
 def register(
     adata: ad.AnnData,                    # the screen; annotated in place
     perturbation_key: str | None = None,  # column of obs; None looks for a known name
