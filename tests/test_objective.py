@@ -46,7 +46,7 @@ def test_every_switch_is_tested():
     assert {k for k in corrected if corrected[k] != paper[k]} - set(NO_SWITCH) == set(SWITCHES) == set(TERMS) | OUTSIDE | BUILT
 
 
-@pytest.mark.parametrize("switch", [*TERMS, *OUTSIDE])
+@pytest.mark.parametrize("switch", [*TERMS, *sorted(OUTSIDE)])
 def test_a_switch_changes_its_own_terms_only(screen, built, switch):
     before, after = evaluated(screen, built), evaluated(screen, built, **{switch: SWITCHES[switch]})
     changed = {k for k in before | after if before.get(k, 0) != pytest.approx(after.get(k, 0), rel=1e-5, abs=1e-7)}
