@@ -106,7 +106,7 @@ def _gene(values, code, n_p, n_0, excess, variance):
         excess[p] += wins - n_p[p] * n_0 / 2
         variance[p] += n_p[p] * n_0 / 12 * (N + 1 - own / (N * (N - 1)))
 
-# %% ../../nbs/15_data.nodes.ipynb #1da9f657
+# %% ../../nbs/15_data.nodes.ipynb #8d5fcd5d
 @numba.njit(nogil=True, parallel=True, cache=True)
 def _genes(indptr, indices, data, l, code, n_p, n_0, excess, variance):
     "Genes side by side: columns of a CSC matrix of counts, to be divided by l; excess and variance are (genes, perturbations)."
@@ -133,14 +133,14 @@ def rank_sum_test(
     names, code = np.unique(labels[~is_control]), np.full(len(rows), -1)
     code[~is_control] = np.searchsorted(names, labels[~is_control])
     stratum, controls = strata(is_control, screen.batch[rows])
-    excess, variance = np.zeros((2, screen.counts.shape[1], len(names)))
+    excess, variance = np.zeros((2, screen.counts.shape[1], len(names))); l = screen.library_size.astype(float)
     for k, control in enumerate(tqdm(controls, desc="rank-sum test", unit="batch", leave=False, disable=not progress)):
         perturbed = np.flatnonzero((stratum == k) & ~is_control)
         if not len(perturbed): continue
         cells = np.sort(np.r_[perturbed, control])
         for j, x in _columns(screen, rows[cells]):
             some = slice(j, j + x.shape[1])
-            _genes(x.indptr, x.indices, x.data, screen.library_size[rows[cells]].astype(float), code[cells], np.bincount(code[perturbed], minlength=len(names)), len(control), excess[some], variance[some])
+            _genes(x.indptr, x.indices, x.data, l[rows[cells]], code[cells], np.bincount(code[perturbed], minlength=len(names)), len(control), excess[some], variance[some])
     return 2 * norm.sf(np.abs(excess) / np.sqrt(np.maximum(variance, 1e-12))).T
 
 # %% ../../nbs/15_data.nodes.ipynb #128fbb25
