@@ -5,28 +5,31 @@
 # %% auto #0
 __all__ = ['FORMAT', 'GPOVAE', 'nearest']
 
-# %% ../nbs/60_api.ipynb #ed568d44
-import difflib, hashlib, json, os, platform, tempfile, warnings
+# %% ../nbs/60_api.ipynb #efce37e9
+import difflib, hashlib, json, os, platform, tempfile, warnings, zlib
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from fastcore.basics import patch
-import anndata as ad, numpy as np, pandas as pd, torch
+import anndata as ad, numpy as np, pandas as pd, scipy.sparse as sp, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 from . import __version__
 from .data.batches import Cells
 from .data.screen import CONTROL, GpovaeError, Key, Screen, canonical, targets
 from .data.steps import stale
 from .evaluate import Scores, evaluate as _evaluate
 from .evaluate.baselines import noise_variance
-from .evaluate.response import cells, log2_means
+from .evaluate.effects import cells, observed_effects
 from .grn.edges import edge_table, with_evidence
 from .grn.explain import explain as _explain
 from .model.alignment import GRN
 from .model.objective import make_settings
-from .model.predict import Context, anchor, average_effects, basal_latent, control_context
+from .model.predict import Context, anchor, average_effects, basal_latent, control_context, iwelbo as _iwelbo, particles as _particles
+from .model.sample import sample_counts
 from .model.training import build, fit
+from .model.unseen import between, predict_unseen
 from .model.vae import VAE, Perturbations
 
 # %% ../nbs/60_api.ipynb #4226a96a
@@ -62,7 +65,7 @@ class GPOVAE:
         state = f"trained for {len(self.history)} epochs on {len(self.labels)} perturbations" if self.vae is not None else "not trained"
         return f"GPOVAE(preset={self.preset!r}, {len(self.genes)} genes, {len(self.nodes)} nodes, {state})"
 
-# %% ../nbs/60_api.ipynb #ac6720d5
+# %% ../nbs/60_api.ipynb #d6093860
 def _cells(screen: Screen) -> str:
     "Identity of cells and split: scores mean something only where these are the ones that the model was trained with."
     return hashlib.sha256("\n".join(map("\t".join, zip(screen.adata.obs_names.astype(str), screen.split))).encode()).hexdigest()[:16]
@@ -95,14 +98,10 @@ def _rows(self: GPOVAE, perturbations): return [[self.nodes.index.get_loc(t) for
 def _left_over(self: GPOVAE, screen: Screen, progress: bool) -> tuple[np.ndarray, np.ndarray]:
     "What the decoder leaves over of the effects in training cells (chapter *prediction*): common part, and that of each of `labels`."
     effect, *_ = average_effects(self.vae, self.context, self._rows(self.labels), draws=0, seed=self.seed, progress=progress)
-    noise, n, batch = noise_variance(self.adata, "train"), cells(self.adata, "train")[self.labels].to_numpy(), screen.batch.astype(str)
-    label, rows = np.array([p if p != CONTROL else f"{CONTROL} {b}" for p, b in zip(screen.labels, batch)]), screen.rows("train", fail=False)
-    mu = log2_means(self.adata, "train", label)                             # controls batch by batch, weighted as the cells of the perturbation are
-    weight = pd.crosstab(screen.labels[rows], batch[rows], normalize="index")
-    weight = weight.loc[self.labels, [b for b in weight if f"{CONTROL} {b}" in mu.index]]
-    if lost := [p for p in self.labels if weight.loc[p].sum() == 0]: weight.loc[lost] = 1.0                    # no control in any of its batches: all of them
-    weight = weight.div(weight.sum(1), axis=0).rename(columns=lambda b: f"{CONTROL} {b}")
-    observed = mu.loc[self.labels].to_numpy() - weight.to_numpy() @ mu.loc[weight.columns].to_numpy()
+    observed = observed_effects(self.adata, "train")
+    if missing := [p for p in self.labels if p not in observed.index]: raise GpovaeError(f"No training cell of perturbation {str(missing[0])!r} passes quality control any more. Run gpovae.prepare(adata) again.")
+    noise, n = noise_variance(self.adata, "train"), cells(self.adata, "train")[self.labels].to_numpy()
+    observed = observed.loc[self.labels].to_numpy()
     return anchor(effect, observed, noise.loc[self.labels].to_numpy(), noise.loc[CONTROL].to_numpy(), n)
 
 @patch
@@ -111,7 +110,7 @@ def _anchor(self: GPOVAE, perturbation: str) -> np.ndarray:
     known = [perturbation] if perturbation in self.labels else [t for t in targets(perturbation) if t in self.labels]
     return sum((self.anchor[1][self.labels.index(p)] for p in known), self.anchor[0])
 
-# %% ../nbs/60_api.ipynb #8dff0d3e
+# %% ../nbs/60_api.ipynb #61f1c672
 def nearest(name: str, known: list[str]) -> str:
     "A hint for a name that does not exist."
     upper = {k.upper(): k for k in known}
@@ -119,23 +118,78 @@ def nearest(name: str, known: list[str]) -> str:
     return f"Did you mean {', '.join(close)}?" if close else f"Trained are {', '.join(known[:5])}{', ...' if len(known) > 5 else ''}."
 
 @patch
+def _wanted(self: GPOVAE, perturbations, unseen: str, prior, known: set) -> list[str]:
+    "Canonical names of what is to be predicted. Raises `GpovaeError` for what cannot be."
+    if unseen not in ("refuse", "network"): raise GpovaeError(f"unseen={unseen!r} is not possible. Choose 'refuse' or 'network'.")
+    if prior is not None and unseen == "refuse": raise GpovaeError("A prior network is for perturbations that were not trained: add unseen='network'.")
+    if prior is not None and not self.vae.anchored: raise GpovaeError("A prior network needs signed effects around the network, which preset='corrected' has.")
+    if not perturbations: raise GpovaeError("predict got an empty list of perturbations.")
+    there = {*self.genes, *self.nodes.index}
+    for name in perturbations:
+        if canonical(name) == CONTROL: raise GpovaeError(f"{name!r} is the control: its effect is zero by definition.")
+        for t in targets(canonical(name)):
+            if t in known or (unseen == "network" and t in there): continue
+            if t not in there: raise GpovaeError(f"{t!r} was never perturbed in the training cells of this model, and it is no gene of this screen. {nearest(t, sorted(known if unseen == 'refuse' else there))}")
+            raise GpovaeError(f"{t!r} was never perturbed in the training cells of this model. {nearest(t, sorted(known))} Or ask for what the network says, and how much it knows: predict(..., unseen='network').")
+    return [canonical(p) for p in perturbations]
+
+# %% ../nbs/60_api.ipynb #4e8c16a5
+GPOVAE._unseen = {}   # what the prediction of targets that were not trained needs; filled once for a model
+
+@patch
+def _spread_between(self: GPOVAE) -> np.ndarray:  # (genes,)
+    "Standard deviation between trained perturbations (chapter *perturbations that nobody made*), computed once."
+    if self._unseen.get("model") is not self.vae:
+        p = self.predict()
+        self._unseen = dict(model=self.vae, fits={}, between=between(p.X, p.layers["spread"], np.array([np.isin(self.genes, targets(n)) for n in p.obs.perturbation])))
+    return self._unseen["between"]
+
+@patch
 def predict(self: GPOVAE,
     perturbations: list[str] | str | None = None,  # "GATA1" or "CEBPA+KLF1"; None takes all that were trained
     progress: bool = False,
+    unseen: str = "refuse",              # targets that were never trained: "refuse" them, or predict them from the "network"
+    prior: pd.DataFrame | None = None,   # known edges, for unseen targets: source, target, sign (1, -1; 0 unknown); believed as far as trained perturbations confirm them
 ) -> ad.AnnData:  # perturbations x genes
-    "Average treatment effects in log2 units (`X`); `layers['mean']` mean log2 expression under perturbation, `layers['spread']` posterior standard deviation of the decoder's part, `layers['anchor']` the part of the effect that was read from the training cells and not from the decoder."
-    vae, known = self._trained(), list(self.nodes.index[self.nodes.perturbed])
+    "Average treatment effects in log2 units (`X`); `layers['mean']` mean log2 expression under perturbation, `layers['spread']` posterior standard deviation (of the decoder's part; where a target was not trained also between perturbations), `layers['anchor']` the part of the effect that was read from the training cells and not from the decoder; obs `evidence`: trained, network, prior or none."
+    vae, known = self._trained(), set(self.nodes.index[self.nodes.perturbed])
     wanted = self.labels if perturbations is None else [perturbations] if isinstance(perturbations, str) else list(perturbations)
-    if not wanted: raise GpovaeError("predict got an empty list of perturbations.")
-    for name in wanted:
-        if canonical(name) == CONTROL: raise GpovaeError(f"{name!r} is the control: its effect is zero by definition.")
-        for t in targets(canonical(name)):
-            if t not in known: raise GpovaeError(f"{t!r} was never perturbed in the training cells of this model, so there is nothing to predict its effect from. {nearest(t, known)}")
-    names = [canonical(p) for p in wanted]
-    effect, mean, spread = average_effects(vae, self.context, self._rows(names), seed=self.seed, progress=progress)
+    names = self._wanted(wanted, unseen, prior, known)
+    new, out, evidence = np.array([not set(targets(p)) <= known for p in names]), np.zeros((3, len(names), len(self.genes)), np.float32), np.full(len(names), "trained", dtype=object)
+    if not new.all(): out[:, ~new] = average_effects(vae, self.context, self._rows([p for p, n in zip(names, new) if not n]), seed=self.seed, progress=progress)
+    if new.any():
+        spread = self._spread_between()
+        *found, evidence[new] = predict_unseen(vae, self.context, [targets(p) for p, n in zip(names, new) if n], self.nodes, self.genes, prior, self.seed, self._unseen["fits"], progress)
+        out[:, new] = found; out[2, new] = np.hypot(out[2, new], spread)
+    if (none := [p for p, e in zip(names, evidence) if e == "none"]):
+        warnings.warn(f"Nothing is known about what {', '.join(none[:5])}{', ...' if len(none) > 5 else ''} would do: predicted is the knockdown itself and what all perturbations share (obs['evidence'] is 'none').", stacklevel=2)
     added = np.stack([self._anchor(p) for p in names])
-    obs = pd.DataFrame(dict(perturbation=names, trained=[p in self.labels for p in names]), index=pd.Index(wanted))
-    return ad.AnnData(effect + added, obs=obs, var=pd.DataFrame(index=self.genes), layers=dict(mean=mean + added, spread=spread, anchor=added))
+    obs = pd.DataFrame(dict(perturbation=names, trained=[p in self.labels for p in names], evidence=evidence.astype(str)), index=pd.Index(wanted))
+    return ad.AnnData(out[0] + added, obs=obs, var=pd.DataFrame(index=self.genes), layers=dict(mean=out[1] + added, spread=out[2], anchor=added))
+
+# %% ../nbs/60_api.ipynb #497de41a
+@patch
+def sample(self: GPOVAE,
+    perturbations: list[str] | str | None = None,  # as in `predict`
+    n_cells: int = 200,       # of each perturbation, and of the control
+    unseen: str = "refuse",   # as in `predict`
+    seed: int = 0,
+    progress: bool = False,
+) -> ad.AnnData:  # cells x genes, raw counts; obs `perturbation`
+    "Cells drawn from the model: control cells first, then `n_cells` of every perturbation."
+    if n_cells < 1: raise GpovaeError(f"n_cells is {n_cells}; at least one cell of each perturbation is drawn.")
+    effects, S = self.predict(perturbations, unseen=unseen), self.vae.size_factor.numpy()
+    names, counts, batch = [CONTROL, *effects.obs["perturbation"]], [], []
+    for name, effect in zip(tqdm(names, desc="drawing cells", delay=2, disable=not progress), [None, *effects.X]):
+        at = [] if name == CONTROL else [self.nodes.index.get_loc(t) for t in targets(name) if t in self.nodes.index]
+        x, cell = sample_counts(self.vae, self.context, at, n_cells, effect, zlib.crc32(name.encode()) + seed)
+        counts.append(sp.csr_matrix(x.numpy())); batch.append(self.context.batch[cell].numpy())
+    X, batch = sp.vstack(counts, format="csr"), np.concatenate(batch)
+    label = pd.Categorical(np.repeat(names, n_cells), dict.fromkeys(names))
+    obs = {"perturbation": label, Key.perturbation: label, Key.library_size: np.maximum(X[:, S].sum(1).A1, 1).astype(np.float32),
+           Key.batch: pd.Categorical(np.array(self.batches)[batch] if len(self.batches) > 1 else np.repeat("all", len(label))), Key.fail: False}
+    obs = pd.DataFrame(obs, index=[f"{name}-{i}" for name in names for i in range(n_cells)])
+    return ad.AnnData(X, obs=obs, var=pd.DataFrame({Key.size_factor: S}, index=self.genes), uns={Key.screen: dict(layer="", perturbation_key="perturbation", control=CONTROL)})
 
 # %% ../nbs/60_api.ipynb #65d17d6e
 @patch
@@ -169,20 +223,52 @@ def get_latent_representation(self: GPOVAE) -> np.ndarray:  # (cells, L)
     adata.obsm[Key.latent] = z
     return z
 
-# %% ../nbs/60_api.ipynb #0f20bc0a
+# %% ../nbs/60_api.ipynb #a042c2d0
 @patch
-def evaluate(self: GPOVAE, seed: int = 0) -> Scores:
-    "Scores of the predictions and of the network on test cells."
-    adata, screen, vae = self._data(), Screen(self._data()), self._trained()
+def iwelbo(self: GPOVAE,
+    split: str = "test",
+    particles: int = 100,
+    most: int = 500,      # cells, drawn at random
+    seed: int = 0,
+    progress: bool = False,
+) -> pd.DataFrame:        # cells x (model, called control, labels shuffled), nats
+    "Importance-weighted bound of held-out cells, under their perturbation, under none, and under that of another cell."
+    vae, screen, rng = self._trained(), Screen(self._data()), np.random.default_rng(seed)
+    known = np.isin(screen.labels, [*self.labels, CONTROL])
+    cells = Cells(Screen(self.adata[known]), split, self.labels, self.batches)
+    some = rng.permutation(len(cells))[:most]
+    other = dict(zip(some, cells.label[rng.permutation(some)]))
+    found = []
+    for part in tqdm(np.array_split(some, -(-len(some) // 100)), desc="likelihood of cells", delay=2, disable=not progress):
+        b = cells[part]
+        labels = {"model": b.label, "called control": torch.full_like(b.label, -1), "labels shuffled": torch.as_tensor([other[i] for i in part]).to(b.label)}
+        found.append(pd.DataFrame({k: _iwelbo(vae, b._replace(label=v), _particles(vae, b._replace(label=v), particles, seed)).numpy() for k, v in labels.items()}, index=cells.screen.adata.obs_names[b.row.numpy()]))
+    return pd.concat(found)
+
+# %% ../nbs/60_api.ipynb #fcc6b566
+@patch
+def evaluate(self: GPOVAE,
+    others: dict | None = None,  # name -> another model trained on this screen, or its table of effects
+    known: dict | None = None,   # name -> known network, from `evaluate.biology.read_network`
+    thorough: bool = True,       # also what takes longer: drawn cells, likelihood of cells, boosted trees
+    seed: int = 0,
+    progress: bool = False,
+) -> Scores:
+    "Scores of the predictions and of the network on test cells. Perturbations held out of training are predicted from the network and scored apart."
+    screen = Screen(self._data()); self._trained()
     if _cells(screen) != self.cells: raise GpovaeError("These are not the cells and the split that the model was trained on, so its training cells may be among the test cells. Load it with the screen it was trained on, or score it with gpovae.evaluate.score.")
-    known = set(self.nodes.index[self.nodes.perturbed])
-    tested = sorted({p for p in screen.labels[screen.rows("test", fail=False)] if p != CONTROL})
-    if unknown := [p for p in tested if not set(targets(p)) <= known]:
-        warnings.warn(f"{len(unknown)} perturbation(s) were held out of training and are left out of the scores: {', '.join(unknown[:5])}.", stacklevel=2)
-        tested = [p for p in tested if p not in unknown]
-        adata = adata[~np.isin(screen.labels, unknown)].copy()
-    p = self.predict(tested)
-    return _evaluate(adata, pd.DataFrame(p.X, index=p.obs_names, columns=p.var_names), self.network(min_probability=0), seed=seed)
+    tested = sorted(set(screen.labels[screen.rows("test", fail=False)]) - {CONTROL})
+    seen, new = [p for p in tested if p in self.labels], [p for p in tested if p not in self.labels]
+    if not seen: raise GpovaeError("No perturbation of the training cells has test cells that pass quality, so there is nothing to compare with. Prepare with a larger share of test cells.")
+    effects, tables = self.predict(seen).to_df(), {}
+    for name, other in (others or {}).items():
+        if isinstance(other, GPOVAE) and other.cells != self.cells: raise GpovaeError(f"{name!r} was trained on other cells, or with another split: its training cells may be among the test cells of this model.")
+        tables[name] = other.predict(seen).to_df() if isinstance(other, GPOVAE) else other
+    unseen = self.predict(new, unseen="network") if new else None
+    scores = _evaluate(self.adata, effects, self.network(min_probability=0), tables, unseen.to_df() if new else None, unseen.obs["evidence"] if new else None,
+                       self.sample(seen, seed=seed, progress=progress) if thorough else None, known, thorough, seed)
+    if thorough: scores.likelihood = self.iwelbo(seed=seed, progress=progress)
+    return scores
 
 # %% ../nbs/60_api.ipynb #f9d769cc
 FORMAT = 2

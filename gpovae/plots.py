@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'LINES', 'DIVERGING', 'MANY', 'METRICS', 'VERDICTS', 'cells_per_perturbation', 'quality', 'knockdown',
-           'perturbations', 'effective_matches', 'training', 'predicted_observed', 'effects', 'scores', 'differences',
-           'precision_recall', 'network', 'matrix']
+           'perturbations', 'effective_matches', 'training', 'predicted_observed', 'effects', 'scores',
+           'score_intervals', 'strata', 'ranking', 'differences', 'precision_recall', 'reliability', 'network',
+           'matrix']
 
 # %% ../nbs/50_plots.ipynb #8782708f
 import matplotlib.pyplot as plt, networkx as nx, numpy as np, pandas as pd, seaborn as sns
@@ -195,6 +196,62 @@ def scores(
     ax.set_yticks(range(len(values)), values.index); ax.invert_yaxis()
     return _finish(ax, xlabel=metric)
 
+# %% ../nbs/50_plots.ipynb #2b54f431
+def score_intervals(
+    table: pd.DataFrame,           # index (method, metric), the model first; columns `value`, and `from` and `to`, the ends of its interval
+    metrics: dict,                 # metric -> what to call it; a panel each
+    ceiling: dict | None = None,   # metric -> best reachable value, where it is known
+    axes=None,                     # as many Axes as metrics
+) -> np.ndarray:                   # of Axes
+    "Each metric in a panel: methods as dots with intervals, the ceiling as a line."
+    methods, wide = list(dict.fromkeys(table.index.get_level_values(0))), 2 if len(metrics) == 4 else min(len(metrics), 3)
+    if axes is None: axes = plt.subplots(-(-len(metrics) // wide), wide, figsize=(2 + 2.6 * wide, -(-len(metrics) // wide) * (.8 + .25 * len(methods))), sharey=True, squeeze=False, layout="constrained")[1]
+    y, axes = np.arange(len(methods)), np.ravel(axes)
+    for ax in axes[len(metrics):]: ax.axis("off")
+    for ax, (metric, name) in zip(axes, metrics.items()):
+        v, low, high = table.xs(metric, level=1).reindex(methods)[["value", "from", "to"]].to_numpy(float).T
+        if np.isfinite(v[0]): ax.axvline(v[0], color=PALETTE["model"], lw=.8, ls=":", zorder=0)
+        for part, colour in ((y == 0, "model"), (y > 0, "mark")): ax.errorbar(v[part], y[part], xerr=[(v - low)[part], (high - v)[part]], fmt="o" if colour == "model" else "s", ms=5, lw=1.2, color=PALETTE[colour])
+        if ceiling and ceiling.get(metric) is not None: ax.axvline(ceiling[metric], color=PALETTE["mark"], ls="--", lw=1); ax.text(ceiling[metric], 1, "ceiling", transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
+        ax.set_yticks(y, methods); ax.set_ylim(len(methods) - .4, -.6)
+        _finish(ax, xlabel=name)
+    return axes[:len(metrics)]
+
+# %% ../nbs/50_plots.ipynb #78e246aa
+def strata(
+    table: pd.DataFrame,    # index (by, stratum, method), strata in order, the model first; columns `n` (perturbations) and metrics
+    metric: str,            # the column to draw
+    label: str | None = None,  # of the axis; None: the metric
+    axes=None,              # as many Axes as there are values of `by`
+) -> np.ndarray:            # of Axes
+    "A score over strata, a line for each method; a panel for each way to cut the screen."
+    cuts = list(dict.fromkeys(table.index.get_level_values(0)))
+    if axes is None: axes = plt.subplots(1, len(cuts), figsize=(3.2 * len(cuts) + 2.4, 3.2), sharey=True, squeeze=False, layout="constrained")[1]
+    for ax, cut in zip(axes := np.ravel(axes), cuts):
+        t = table.loc[cut]; names, methods = (list(dict.fromkeys(t.index.get_level_values(i))) for i in (0, 1))
+        for i, method in enumerate(methods):
+            ax.plot(range(len(names)), t.xs(method, level=1)[metric].reindex(names).astype(float), marker="osD^vPX"[i % 7], ms=5, color=LINES[i % len(LINES)], lw=2 if i == 0 else 1, ls="-" if i == 0 else "--", label=method)
+        ax.set_xticks(range(len(names)), [s.replace(": ", "\n") + f"\nn = {t.loc[s]['n'].max():.0f}" for s in names], fontsize=8); ax.margins(x=.12)
+        _finish(ax, xlabel=cut, ylabel=(label or metric) if ax is axes[0] else "")
+    axes[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return axes
+
+# %% ../nbs/50_plots.ipynb #b1cdf8c1
+def ranking(
+    ranks: pd.DataFrame,    # (methods, metrics) average ranks, 1 is best
+    ax: Axes | None = None,
+) -> Axes:
+    "Heat map of average ranks with their numbers, best method on top."
+    t = ranks.assign(**{"mean rank": ranks.mean(axis=1)}).astype(float).sort_values("mean rank", kind="stable")
+    ax = _axis(ax, 2.6 + .62 * t.shape[1], 1.7 + .3 * len(t))
+    image = ax.imshow(t, cmap="cividis_r", vmin=1, vmax=max(len(t), 2), aspect="auto")
+    for (i, j), v in np.ndenumerate(t.to_numpy()):
+        if np.isfinite(v): ax.text(j, i, f"{v:.1f}", ha="center", va="center", fontsize=8, color="white" if image.norm(v) > .55 else "black")
+    ax.axvline(t.shape[1] - 1.5, color="white", lw=3)
+    ax.set_xticks(range(t.shape[1]), t.columns, rotation=35, ha="right", rotation_mode="anchor", fontsize=8); ax.set_yticks(range(len(t)), t.index)
+    ax.tick_params(length=0); sns.despine(ax=ax, left=True, bottom=True)
+    return ax
+
 # %% ../nbs/50_plots.ipynb #31b4bd82
 def differences(
     table: pd.DataFrame,  # index = what was changed; columns `difference`, and `from` and `to`, the ends of its interval
@@ -224,6 +281,19 @@ def precision_recall(
     if chance is not None: ax.axhline(chance, color=PALETTE["mark"], ls=":", lw=1, label=f"chance ({chance:.2f})")
     ax.set(xlim=(0, 1), ylim=(0, 1.03)); ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return _finish(ax, xlabel="recall: share of true edges found", ylabel="precision: share of edges true")
+
+# %% ../nbs/50_plots.ipynb #5ffb3235
+def reliability(
+    curve: pd.DataFrame,    # one row per bin: mean `predicted` probability, `observed` share of true edges, and `n`, the pairs in it
+    ax: Axes | None = None,
+) -> Axes:
+    "Observed share of true edges over predicted probability, with intervals and the diagonal."
+    ax, (p, o, n) = _axis(ax, 4.2, 3.6), curve[["predicted", "observed", "n"]].to_numpy(float).T
+    centre, half = (o + 1.92 / n) / (1 + 3.84 / n), 1.96 * np.sqrt(o * (1 - o) / n + .96 / n**2) / (1 + 3.84 / n)
+    ax.plot([0, 1], [0, 1], color=PALETTE["mark"], lw=.8, ls=":")
+    ax.vlines(p, centre - half, centre + half, color=PALETTE["model"], lw=1.2); ax.plot(p, o, "o-", ms=5, lw=1, color=PALETTE["model"])
+    ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02))
+    return _finish(ax, xlabel="predicted probability of an edge", ylabel="share of true edges")
 
 # %% ../nbs/50_plots.ipynb #2bc66af6
 def _layout(graph, apart=3.):

@@ -2,10 +2,12 @@
 import json, subprocess, sys
 from pathlib import Path
 
-import anndata as ad, numpy as np, pandas as pd, pytest
+import anndata as ad, numpy as np, pandas as pd, pytest, scanpy as sc
 from click.testing import CliRunner
 
+from gpovae import GPOVAE
 from gpovae.cli import main
+from gpovae.evaluate.response import METRICS
 
 pytestmark = pytest.mark.xdist_group("runs")   # one worker trains the small model for all
 
@@ -28,11 +30,38 @@ def test_prepare_and_train_leave_complete_files(run_folder):
     assert not [f for f in files(run_folder) if ".gpovae-" in f]
 
 
-def test_evaluate_prints_a_table_and_writes_json(run_folder):
-    status, text = gpovae("evaluate", run_folder / "run", "--quiet")
-    assert status == 0 and "ATE-rho" in text and "training mean" in text and "ceiling" in text
-    scores = json.loads((run_folder / "run/scores.json").read_text())
-    assert "response" in scores and "ceiling" in scores
+def test_evaluate_prints_tables_and_writes_a_report(run_folder, tmp_path):
+    known = tmp_path / "known.csv"
+    edges = GPOVAE.load(run_folder / "run").network(min_probability=0).head(20)
+    edges[["source", "target"]].to_csv(known, index=False)
+    status, text = gpovae("evaluate", run_folder / "run", "--known", known, "--other", run_folder / "run", "--quick", "--quiet")
+    assert status == 0 and "ATE-rho" in text and "training mean" in text and "ceiling" in text and "gradient boosting" not in text, text
+    scores = json.loads((run_folder / "run/evaluate.json").read_text())["scores"]
+    assert {"evaluate.html", "evaluate.ipynb"} <= {p.name for p in (run_folder / "run").iterdir()}
+    assert scores["response"]["run"] == scores["response"]["model"] and scores["difference"]["run"]["difference"] == 0   # the same run, as another one
+    assert scores["biology"]["known.csv"]["model"]["known"] == 20 and scores["energy"] is None
+
+
+def test_compare_writes_a_report(run_folder, tmp_path):
+    status, text = gpovae("compare", run_folder / "run", "--out", tmp_path / "c", "--quiet")
+    assert status == 0, text
+    assert {"compare.html", "compare.ipynb", "compare.json"} == {p.name for p in (tmp_path / "c").iterdir()}
+
+
+def test_score_of_any_model(run_folder, tmp_path):
+    prepared = ad.read_h5ad(run_folder / "prepared.h5ad")
+    for split in ("train", "test"):
+        part = prepared[(prepared.obs["gpovae_split"] == split) & ~prepared.obs["gpovae_fail"]]
+        part = ad.AnnData(part.X.copy(), obs=part.obs[["gene"]], var=part.var[[]])
+        sc.pp.normalize_total(part, target_sum=1e4); sc.pp.log1p(part)
+        part.write_h5ad(tmp_path / f"{split}.h5ad")
+    status, text = gpovae("score", tmp_path / "train.h5ad", tmp_path / "test.h5ad", "--perturbation-key", "gene", "--out", tmp_path / "s.json")
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert status == 0 and list(scores) == list(METRICS) and 0 < scores["ate_rho"] < 1 and f"{scores['ate_rho']:.4f}" in text
+    status, text = gpovae("score", tmp_path / "test.h5ad", tmp_path / "test.h5ad", "--perturbation-key", "gene")
+    assert status == 0 and text.splitlines()[0].split() == ["ATE-rho", "1.0000"]
+    status, text = gpovae("score", tmp_path / "test.h5ad", tmp_path / "test.h5ad", "--perturbation-key", "drug")
+    assert status == 2 and "'drug'" in text
 
 
 def test_report(run_folder):

@@ -8,21 +8,17 @@ import json
 from pathlib import Path
 
 import anndata as ad, numpy as np, pandas as pd, pytest, scipy.sparse as sp
-from scipy.stats import mannwhitneyu, wasserstein_distance
 
 from gpovae.data.register import register
 
 from gpovae.data.screen import CONTROL, GpovaeError, Key
 from gpovae.evaluate import Scores, evaluate, score
 from gpovae.evaluate.baselines import baselines, noise_variance, perturbed_mean, shrunken_mean, training_mean
-from gpovae.evaluate.biology import overlap, read_edges
-from gpovae.evaluate.causal import (control_correlation, invert_effects, inverse_effects, mann_whitney, mean_difference, network_scores, pair_statistics,
-                                    random_edges, truth_scores, wasserstein, z_score)
-from gpovae.evaluate.response import ceiling, cells, halves, log2_means, observed_effects, rho_difference, scores
+from gpovae.evaluate.response import ceiling, cells, discrimination, halves, log2_means, observed_effects, scores
+from gpovae.evaluate.rivals import control_correlation, inverse_effects, mean_difference, z_score
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path("/work/shared/data")
-NETWORKS = SHARED / "networks"
 
 
 @pytest.fixture(scope="module")
@@ -85,33 +81,6 @@ def test_observed_effects_equal_published(published, form):
     np.testing.assert_allclose(ours.loc[published["dataate.perturbseq.rows"]].to_numpy(), published["dataate.perturbseq"], atol=2e-5)
 
 
-def test_pair_statistics_equal_published(published):
-    X, label, genes = published["stat.expression"], published["stat.label"], published["stat.genes"]
-    control = X[label == "non-targeting"]
-    for i, gene in enumerate(genes[:5]):
-        cells_i = X[label == gene]
-        np.testing.assert_allclose(wasserstein(control, cells_i), published["stat.wasserstein"][i], rtol=1e-5)
-        np.testing.assert_allclose(mann_whitney(control, cells_i), published["stat.mannwhitney_p"][i], rtol=1e-6)
-
-
-def test_direct_edges_equal_published(published):
-    "Edges between perturbed genes: which are significant, and how far their targets move. Self-edges count there, not here (errata 11)."
-    X, label, genes = published["stat.expression"], published["stat.label"], published["stat.genes"]
-    theirs, control = json.loads(str(published["stat.json"]))["calls"][0], X[label == "non-targeting"]
-    edges = [(i, j) for i, j in published["stat.edges"] if max(i, j) < 5]
-    assert sorted(edges) == sorted((int(i), j) for i, js in theirs[0] for j in js)
-    p, w = (np.array([f(control[:, [j]], X[label == genes[i]][:, [j]])[0] for i, j in edges]) for f in (mann_whitney, wasserstein))
-    assert [(p < .05).sum(), (p >= .05).sum()] == theirs[1:3]
-    np.testing.assert_allclose(np.r_[w[p < .05], w[p >= .05]], theirs[3], rtol=1e-5)
-
-
-def test_overlap_equals_published(published):
-    "Ours counts only pairs whose regulator and target occur in the known list; self-pairs, which never count, let a and d occur."
-    table = lambda pairs: pd.DataFrame([tuple(p) for p in pairs.split()], columns=["source", "target"])
-    out = overlap(table("ab bc da ad"), table("ab bc cd aa dd"), pd.DataFrame(dict(perturbed=True), index=list("abcd")), n_rewired=1)
-    assert (out["precision"], out["recall"]) == (pytest.approx(published["bio.net_precision"]), pytest.approx(published["bio.net_recall"]))
-
-
 # ---- cell-eval ---------------------------------------------------------------------------------------------------------------------
 
 def test_score_equals_cell_eval(cell_eval):
@@ -149,11 +118,13 @@ def test_small_panels():
 
 
 def test_combination_leaves_both_targets_out():
-    "PDS of A+B ignores columns A and B: errors there cannot matter."
-    rng = np.random.default_rng(0)
-    real = pd.DataFrame(rng.normal(size=(3, 6)), index=["A", "B", "A+B"], columns=list("ABCDEF"))
-    pred = real.copy(); pred.loc["A+B", ["A", "B"]] += 100
-    assert scores(pred, real)["discrimination"] == 1
+    "PDS of A+B ignores columns A and B: what was observed there cannot matter. With either of them, the true row would be the farthest."
+    rng, names = np.random.default_rng(0), ["A", "B", "A+B"]
+    pred = pd.DataFrame(rng.normal(size=(3, 6)), index=names, columns=list("ABCDEF"))
+    real = pred.copy(); real.loc["A+B", ["A", "B"]] -= 100
+    assert scores(pred, real)["discrimination"] == scores(pred, real)["discrimination_both"] == 1
+    for left_out in ([[0, -1], [1, -1], [-1, -1]], [[0, -1], [1, -1], [0, -1]], [[0, -1], [1, -1], [1, -1]]):
+        assert discrimination(pred.to_numpy(), real.to_numpy(), np.array(left_out), rng)[2, 0] == pytest.approx(1 / 3)
 
 
 def test_ceiling_needs_cells(small):
@@ -178,12 +149,6 @@ def test_log2_means_of_other_labels(small):
     assert list(mu.index) == ["even", "odd"] and np.isfinite(mu.to_numpy()).all()
 
 
-def test_rho_difference_is_antisymmetric(small):
-    real, a, b = observed_effects(small), observed_effects(small, "train"), observed_effects(small, "train") * 0
-    d, low, high = rho_difference(a, b, real); e, low2, high2 = rho_difference(b, a, real)
-    assert d == -e and low == pytest.approx(-high2) and low <= d <= high
-
-
 # ---- baselines ---------------------------------------------------------------------------------------------------------------------
 
 def test_baselines_cover_what_training_lacks(small):
@@ -193,7 +158,7 @@ def test_baselines_cover_what_training_lacks(small):
     some = np.flatnonzero((label == "g2") & (a.obs[Key.split] == "test").to_numpy()); label[some] = "g0+g1"   # a combination seen in test only
     a.obs[Key.perturbation] = label
     out, train = baselines(a), observed_effects(a, "train")
-    assert list(out) == ["no effect (control mean)", "mean of all perturbed cells", "training mean", "shrunken training mean"]
+    assert list(out) == ["no effect (control mean)", "mean of all perturbed cells", "training mean", "shrunken training mean", "additive (sum of single effects)", "ridge (low-rank linear)"]
     shared = perturbed_mean(train, cells(a, "train").drop(CONTROL)).iloc[0]
     np.testing.assert_allclose(out["training mean"].loc["g3"], shared)
     np.testing.assert_allclose(out["training mean"].loc["g0+g1"], train.loc["g0"] + train.loc["g1"])
@@ -246,72 +211,6 @@ def test_tap_seq_ceiling_and_shrinking(monkeypatch):
     np.testing.assert_allclose(found.mean(0), [.840, .854, .878, .627], atol=.008)
 
 
-# ---- networks ----------------------------------------------------------------------------------------------------------------------
-
-def test_wasserstein_and_mann_whitney_equal_scipy_with_ties():
-    rng = np.random.default_rng(1)
-    for n, m in ((9, 40), (25, 25), (60, 11)):
-        U, V = np.log1p(rng.poisson(1, (n, 8))), np.log1p(rng.poisson(1.5, (m, 8)))
-        U[:, 0] = V[:, 0] = 0                                                                    # a silent gene
-        np.testing.assert_allclose(wasserstein(U, V), [wasserstein_distance(u, v) for u, v in zip(U.T, V.T)], atol=1e-12)
-        np.testing.assert_allclose(mann_whitney(U, V)[1:], [mannwhitneyu(u, v).pvalue for u, v in zip(U.T[1:], V.T[1:])], rtol=1e-10)
-        assert mann_whitney(U, V)[0] == 1
-
-
-def test_baseline_networks(small):
-    for network in (mean_difference, z_score, inverse_effects, random_edges):
-        e = network(small)
-        assert {"source", "target", "weight", "probability", "sign"} == set(e) and (e.source != e.target).all() and not e.duplicated(["source", "target"]).any()
-        assert "enh" not in set(e.target) and "enh" in set(e.source), network.__name__       # a row but no column
-        assert len(e) == 5 * 7 - 4 and e.weight.abs().is_monotonic_decreasing
-    signs = mean_difference(small).set_index(["source", "target"]).sign
-    assert (signs["g0", "g1"], signs["g0", "g5"], signs["g1", "g6"], signs["enh", "g7"]) == (1, -1, 1, 1)     # signed like W
-
-
-def test_inverse_knows_direct_from_indirect():
-    "a -> b -> c: the total effect a -> c is as strong as others, the direct one is 0; feedback is undone."
-    W = np.zeros((4, 4)); W[0, 1], W[1, 2], W[2, 0], W[2, 3] = .9, .9, -.3, .7
-    T = np.linalg.inv(np.eye(4) - W)
-    np.testing.assert_allclose(invert_effects((T / np.diag(T)[:, None])[:3]), W[:3], atol=1e-12)
-
-
-def test_network_scores(small):
-    full = mean_difference(small)
-    out = network_scores(small, full)
-    assert out["n_edges"] == out["scored"] == len(full) and out["false_omission_rate"] is None and out["omitted"] == 0     # everything is connected
-    four = pd.DataFrame(dict(source=["g0", "g0", "g1", "enh"], target=["g1", "g5", "g6", "g7"], weight=1., probability=.9))
-    out = network_scores(small, four)
-    assert out["true_positive_share"] == out["true_positive_share_bh"] == 1 and out["omitted"] == 5 * 4 - 4 - 1     # pairs of perturbed genes but g0 -> g1
-    assert out["mean_wasserstein"] == pytest.approx(pair_statistics(small, four).wasserstein.mean())
-    odd = pd.DataFrame(dict(source=["g0", "g5", "g0", "g0"], target=["g1", "g6", "enh", "g0"], weight=1., probability=[.9, .8, .7, .6]))
-    out = network_scores(small, odd)
-    assert (out["n_edges"], out["scored"]) == (4, 1)        # unperturbed source, unmeasured target, self-edge: not scored
-    assert network_scores(small, four.head(0))["mean_wasserstein"] is None
-
-
-def test_truth_scores_ignore_how_ties_are_ordered(small):
-    truth = small.uns[Key.truth]
-    e = mean_difference(small).assign(weight=1., probability=.5)
-    a, b = truth_scores(e, truth), truth_scores(e.iloc[::-1], truth)
-    assert a["auprc"] == b["auprc"] and a["early_precision"] == b["early_precision"] and a["found"] == b["found"]
-    listed = truth_scores(e, truth)
-    assert listed["early_precision"] == pytest.approx(4 / len(e))      # all listed, all tied: the share of true ones among them
-
-
-def test_truth_scores_total_effects(small):
-    truth = small.uns[Key.truth]
-    E = truth["total"] / np.diag(truth["total"])[:, None]
-    total = truth_scores(mean_difference(small), truth, "total")
-    assert total["true_edges"] == 5                                    # the four edges and g0 -> g1 -> g6
-    oracle = pd.DataFrame([(truth["genes"][i], truth["genes"][j], E[i, j], 1.) for i in range(5) for j in range(8) if i != j and E[i, j]], columns=["source", "target", "weight", "probability"])
-    assert truth_scores(oracle, truth, "total")["auprc"] == 1 and truth_scores(oracle, truth, "direct")["auprc"] < 1
-
-
-@pytest.mark.parametrize("change, message", [(lambda e: e.drop(columns="weight"), "no column 'weight'"), (lambda e: pd.concat([e, e]), "occurs twice")])
-def test_bad_tables_of_edges(small, change, message):
-    with pytest.raises(GpovaeError, match=message): network_scores(small, change(mean_difference(small)))
-
-
 # ---- the whole ---------------------------------------------------------------------------------------------------------------------
 
 def test_evaluate(small):
@@ -337,15 +236,3 @@ def test_score_refuses(cell_eval):
     with pytest.raises(GpovaeError, match="no column 'target'"): score(good, good, "target")
     with pytest.raises(GpovaeError, match="lacks 1 gene"): score(good[:, 1:], good)
     with pytest.warns(UserWarning, match="not to 10000"): score(good[:, :20], good[:, :20])
-
-
-# ---- curated networks --------------------------------------------------------------------------------------------------------------
-
-@pytest.mark.skipif(not NETWORKS.exists(), reason=f"{NETWORKS} is not here: TRRUST and CollecTRI are not shipped")
-def test_real_lists():
-    trrust, collectri = read_edges(NETWORKS / "trrust_rawdata.human.tsv"), read_edges(NETWORKS / "collectri.csv")
-    assert len(collectri) == 43178 and 8000 < len(trrust) < 9396          # one row per article there, one per pair here
-    assert set(trrust.sign) == {-1, 0, 1} and ((collectri.source == "MYC") & (collectri.target == "TERT")).any()
-    nodes = pd.DataFrame(dict(perturbed=True), index=trrust.source.value_counts().index[:60])
-    out = overlap(trrust, collectri, nodes, n_rewired=20)
-    assert out["precision"] > .9 and out["p"] < 1e-50 and out["precision"] > 2 * out["precision_rewired"]          # CollecTRI contains TRRUST

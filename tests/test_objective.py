@@ -8,7 +8,7 @@ from gpovae.data.batches import Cells
 from gpovae.data.simulate import simulated
 from gpovae.model.objective import PRESETS, draw, make_settings, objective
 from gpovae.model.training import build
-from gpovae.reports import NO_SWITCH
+from gpovae.studies import NO_SWITCH
 
 SMALL = dict(latent=6, basal=(16, 1), embedding=(16, 2), decoder=(16, 2), particles=2)
 KL = {"kl_basal", "kl_effect", "kl_mask", "kl_artifact"}

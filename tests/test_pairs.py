@@ -11,7 +11,8 @@ from gpovae.data.register import register
 from gpovae.data.screen import CONTROL, SPLITS, GpovaeError, Key, Screen, dense, targets
 from gpovae.data.split import hold_out, split_cells
 from gpovae.evaluate.baselines import baselines
-from gpovae.evaluate.response import log2_means, observed_effects, pearson
+from gpovae.evaluate.effects import log2_means, observed_effects
+from gpovae.evaluate.response import pearson
 from gpovae.model.predict import Context, _log_counts
 
 DATA = Path(os.environ.get("GPOVAE_DATA") or Path(__file__).parents[2] / "shared" / "data")

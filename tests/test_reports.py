@@ -1,14 +1,14 @@
 """The reports as papermill runs: smoke runs with their defaults, a run of the command line, what lands in the JSON beside them."""
-import json, re, subprocess, sys, zipfile
+import html, json, re, shutil, subprocess, sys, zipfile
 from pathlib import Path
 
 import nbformat, numpy as np, pandas as pd, papermill, pytest
 
-from gpovae import reports
+from gpovae import reports, studies
 from gpovae.data.screen import GpovaeError
 
 pytestmark = pytest.mark.xdist_group("runs")
-NAMES = ["ablation", "report", "train"]
+NAMES = ["ablation", "compare", "evaluate", "paper", "report", "train"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,16 +25,58 @@ def test_smoke_run(name, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{name}.{k}" for k in ("html", "ipynb", "json"))
     results = json.loads(made["json"].read_text())
     if name == "train": assert results["epochs"] == 5 and results["seed"] == 0
+    if name == "evaluate":
+        scores = results["scores"]
+        assert scores["evidence"].keys() == {"MYC"} and scores["unseen"]["model"]["ate_rho"]["value"] > scores["unseen"]["no effect (control mean)"]["ate_rho"]["value"] and "one perturbation that was held out" in scores["verdict"]
+        assert scores["likelihood"]["model"] > scores["likelihood"]["called control"] > scores["likelihood"]["labels shuffled"] and 0 < scores["qc"]["3"]["model"] <= 1
+        assert {"gradient boosting", "random", "mean difference"} < set(scores["network"]) and scores["calibration"]["brier_skill"] > 0 and scores["strata"].keys() == {"effect size", "cells"}
+        energy = pd.DataFrame(scores["energy"]).T.mean()
+        assert energy["model"] < energy["all perturbed cells"] and energy["training cells"] < energy["all perturbed cells"]
+        assert scores["verdict"] in html.unescape(made["html"].read_text()) and results["text"].endswith(scores["verdict"])
     if name == "report":
         assert results["truth"]["auprc"]["gpovae"] > results["truth"]["chance"]
         assert "ate_rho" in results["scores"]["response"]["model"] and 0 <= results["scores"]["ceiling"]["ceiling"] <= 1
     if name == "ablation":
         rows = {r["row"]: r for r in results["table"]}
-        assert list(rows) == [*reports.ablation_settings(), *reports.YARDSTICKS]
+        assert list(rows) == [*studies.ablation_settings(), *studies.YARDSTICKS]
         assert rows["covariate"]["runs"] is None and "one batch" in rows["covariate"]["note"]
         for r in (rows[k] for k in ("kl", "paper")): assert r["runs"] == 2 and r["ate_rho_from"] <= r["ate_rho_difference"] <= r["ate_rho_to"] and "failed" not in r["note"]
         assert rows["shrunken training mean"]["ate_rho"] <= rows["ceiling"]["ate_rho"] and rows["kl"]["auprc"] > rows["chance"]["auprc"]
         assert {(r["row"], r["seed"]) for r in results["runs"]} >= {("corrected", 0), ("corrected", 1), ("ceiling", 1)}
+    if name == "compare":
+        assert {(r["method"], r["seed"]) for r in results["runs"]} == {(p, s) for p in ("corrected", "paper") for s in range(3)} and len(results["screens"]) == 3 and not results["left_out"]
+        value = {(r["method"], r["metric"]): r for r in results["summary"]}
+        assert value["corrected", "ate_rho"]["n"] == 3 and value["corrected", "ate_rho"]["over"] == "screens" and value["training mean", "ate_rho"]["n"] == 3
+        assert all(r["from"] <= r["difference"] <= r["to"] for r in results["pairs"] if r["from"] is not None)
+        assert {r["method"] for r in results["ranks"]} >= {"corrected", "paper", "shrunken training mean", "random"} and "questions." in results["verdict"]
+    if name == "paper":
+        mean = {(r["screen"], r["method"], r["cells"]): r["ate_rho"] for r in results["table"]}
+        assert [mean[s, "published", "all"] for s in ("RPE1", "K562", "Adamson")] == [.651, .766, .864] and "784cbec" in results["source"]
+        assert all(mean[s, "training mean", "all"] > mean[s, "training mean", "test"] for s in ("RPE1", "K562", "Adamson"))       # scored on the cells that it was taken from
+        assert all(f["word"] in ("reproduced", "refuted", "undecided") for f in results["finding"].values()) and list(results["finding"]) == ["RPE1", "K562", "Adamson", "all"]
+        assert "simulated" in results["label"] and "cannot be compared with the published ones" in results["note"]
+
+
+def test_compare_of_runs(run_folder, tmp_path):
+    shutil.copytree(run_folder / "run", tmp_path / "gone")
+    settings = json.loads((tmp_path / "gone/settings.json").read_text())
+    (tmp_path / "gone/settings.json").write_text(json.dumps(settings | dict(data="/nowhere.h5ad")))
+    results = json.loads(reports.run("compare", tmp_path / "a", progress=False, runs=f"mine={run_folder}/run, {tmp_path}/gone")["json"].read_text())
+    assert results["reference"] == "mine" and "its screen is gone" in results["left_out"][str(tmp_path / "gone")]
+    pair = next(r for r in results["pairs"] if (r["metric"], r["a"], r["b"]) == ("ate_rho", "mine", "no effect (control mean)"))
+    assert pair["from"] is None and pair["drawn_from"] <= pair["difference"] <= pair["drawn_to"]                             # one run: perturbations alone
+    with pytest.raises(GpovaeError, match="None of the runs can be used"): reports.run("compare", tmp_path / "b", progress=False, runs=str(tmp_path / "gone"))
+    assert not (tmp_path / "b").exists()
+
+
+def test_paper_of_a_prepared_screen(run_folder, tmp_path):
+    values = dict(screens=f"Adamson={run_folder / 'prepared.h5ad'}", seeds=1, max_epochs=1)
+    results = json.loads(reports.run("paper", tmp_path / "a", progress=False, **values)["json"].read_text())
+    assert results["label"] == "the real screens" and results["scale"] is None and list(results["finding"]) == ["Adamson"] and results["finding"]["Adamson"]["word"] == "undecided"
+    assert {r["method"] for r in results["runs"]} == {"paper", "corrected", "training mean", "shrunken training mean", "ceiling", "training half against half"}
+    for bad, message in ((dict(screens="HeLa=x.h5ad"), "no data set 'HeLa'"), (dict(seeds=0), "seeds=0")):
+        with pytest.raises(GpovaeError, match=message): reports.run("paper", tmp_path / "b", progress=False, **bad)
+    assert not (tmp_path / "b").exists()
 
 
 def test_ablation_of_a_file(run_folder, tmp_path):
@@ -70,7 +112,7 @@ def test_train_as_papermill_calls_it(run_folder, tmp_path):
 
 def test_refusals(tmp_path):
     with pytest.raises(GpovaeError, match="no parameter 'epochs'. It has: .*max_epochs"): reports.run("train", tmp_path / "a", epochs=3)
-    with pytest.raises(GpovaeError, match="no report 'trian'. There are: ablation, report, train"): reports.run("trian", tmp_path / "a")
+    with pytest.raises(GpovaeError, match="no report 'trian'. There are: ablation, compare, .*report, train"): reports.run("trian", tmp_path / "a")
     with pytest.raises(GpovaeError, match="improved"): reports.run("train", tmp_path / "a", progress=False, preset="improved")
     assert not (tmp_path / "a").exists()
 

@@ -4,15 +4,17 @@
 
     demo      `gpovae demo` on the simulated screen: seconds per stage, scores, network against the truth; draws nbs/images/demo.png
     claim     both presets on four simulated screens and on schraivogel2020, five seeds: scores beside baselines and ceiling, by number of training cells, time
+    finding   does the mean beat the published model on held-out cells? Trained until it stops, on simulated and real screens (--seeds 3: about an hour and a half)
     ablation  a small simulated screen with three batches, five seeds: each switch alone set to its published value (the report `ablation`)
+    unseen    perturbations held out of training, predicted from the network, on simulated screens, five seeds, both presets, with and without prior network
     prepare   raw screens of 8,563 genes, 620 perturbations and 48 batches on disk, 20,000 to 310,000 cells: time and peak memory of writing and of
               preparing them; counterfactual profiles of 60,000 cells x 5,000 genes (about half an hour; needs 15 GB of disk, see --scratch)
 
-Runs go to two worker processes with one thread each. Finished runs of `claim` are kept in .claim.jsonl until all are done, so that a bench
-which was interrupted goes on where it stopped, unless the package has changed since. The published settings ask for up to 2,000 epochs;
+Runs go to two worker processes with one thread each. Finished runs of `claim` and `finding` are kept in .NAME.jsonl until all are
+done, so that a bench which was interrupted goes on where it stopped, unless the package has changed since. The published settings ask for up to 2,000 epochs;
 what is measured here is what both presets reach in EPOCHS.
 """
-import argparse, datetime, hashlib, json, multiprocessing, platform, re, resource, shlex, subprocess, sys, tempfile, time
+import argparse, datetime, hashlib, json, multiprocessing, platform, re, resource, shlex, subprocess, sys, tempfile, time, warnings
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,17 +22,22 @@ from pathlib import Path
 import matplotlib
 matplotlib.use("agg")
 import anndata as ad, matplotlib.pyplot as plt, numba, numpy as np, pandas as pd, psutil, scipy.sparse as sp, torch
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score
 from tqdm import tqdm
 
 from book import real_data
-from gpovae import GPOVAE, GpovaeError, datasets, plots, prepare, reports
+from gpovae import GPOVAE, GpovaeError, datasets, plots, prepare, reports, studies
 from gpovae.data import prepare as preparation
 from gpovae.data.batches import Cells
 from gpovae.data.files import complete
 from gpovae.data.register import register
 from gpovae.data.screen import CONTROL, Key, Screen
-from gpovae.evaluate import causal, response
+from gpovae.evaluate import effects as measured, response, rivals
 from gpovae.evaluate.baselines import baselines
+from gpovae.model.predict import _log_counts
+from gpovae.evaluate.truth import truth_scores
+from gpovae.model.predict import _log_counts
 
 ROOT = Path(__file__).resolve().parents[1]
 GLOBINS = ["HBE1", "HBD", "HBB"]
@@ -52,9 +59,9 @@ def _demo(out):
 
 def picture(model):
     "The README's figure: effects, network against truth, network."
-    observed, effects, edges = response.observed_effects(model.adata, "test"), model.predict().to_df(), model.network(min_probability=0)
+    observed, effects, edges = measured.observed_effects(model.adata, "test"), model.predict().to_df(), model.network(min_probability=0)
     truth = model.adata.uns["gpovae_truth"]
-    found = {"gpovae": causal.truth_scores(edges, truth), "mean difference": causal.truth_scores(causal.mean_difference(model.adata), truth)}
+    found = {"gpovae": truth_scores(edges, truth), "mean difference": truth_scores(rivals.mean_difference(model.adata), truth)}
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained", width_ratios=[1, 1.1, 1.4])
     plots.predicted_observed(effects, observed, axes[0])
     plots.precision_recall({k: v["curve"] for k, v in found.items()}, found["gpovae"]["chance"], axes[1])
@@ -81,12 +88,13 @@ def thinned(adata, seed, sizes=(20, 40, 80, 160)):
     return adata[np.sort(np.concatenate(keep))].copy()
 
 
-def screen(name, seed, folder):
+def screen(name, seed, folder, few=None):
     "The prepared screen, made once; the seed decides a simulated screen, and every split."
-    path = Path(folder) / f"{name}-{seed}.h5ad"
+    path = Path(folder) / f"{name}-{seed}-{few}.h5ad"
     if not path.exists():
         adata = datasets.simulated(seed=seed, **SIMULATED[name]) if name in SIMULATED else datasets.load(name)
         if name == "uneven": adata = thinned(adata, seed)
+        if few: adata = adata[np.sort(np.random.default_rng(seed).permutation(adata.n_obs)[:few])].copy()
         prepare(adata, seed=seed, progress=False, **datasets.prepare_arguments("simulated" if name in SIMULATED else name))
         with complete(folder) as tmp: adata.write_h5ad(tmp / path.name)
     return ad.read_h5ad(path)
@@ -94,7 +102,7 @@ def screen(name, seed, folder):
 
 def strata(adata, effects, method, observed):
     "ATE-rho among perturbations of a similar number of training cells."
-    n = response.cells(adata, "train").drop(CONTROL).reindex(observed.index)
+    n = measured.cells(adata, "train").drop(CONTROL).reindex(observed.index)
     for low, high in zip(STRATA, STRATA[1:]):
         few = observed.index[(n > low) & (n <= high)]
         if len(few): yield dict(method=method, above=low, up_to=high, perturbations=len(few), ate_rho=response.pearson(effects.loc[few, observed.columns], observed.loc[few]))
@@ -111,15 +119,35 @@ def claim_job(name, seed, method, max_epochs, folder):
     "What one preset reaches on one screen, or (method \"simple\") what needs no model."
     key = dict(screen=name, seed=seed, method=method)
     adata = screen(name, seed, folder)
-    observed, size = response.observed_effects(adata, "test"), dict(cells=adata.n_obs, genes=adata.n_vars, nodes=len(adata.uns["gpovae_nodes"]["names"]))
+    observed, size = measured.observed_effects(adata, "test"), dict(cells=adata.n_obs, genes=adata.n_vars, nodes=len(adata.uns["gpovae_nodes"]["names"]))
     if method == "simple":
-        means = {k: v for k, v in baselines(adata).items() if k in reports.YARDSTICKS}
-        return key | dict(size=size | dict(perturbations=len(observed)), rows=[dict(row=k) | v for k, v in reports.yardsticks(adata, seed).items()],
+        means = {k: v for k, v in baselines(adata).items() if k in studies.YARDSTICKS}
+        return key | dict(size=size | dict(perturbations=len(observed)), rows=[dict(row=k) | v for k, v in studies.yardsticks(adata, seed).items()],
                           strata=[s for k, v in means.items() for s in strata(adata, v, k, observed)])
-    try: model, row = reports.trial(adata, reports.ablation_settings()[method], max_epochs, seed)
+    try: model, row = studies.trial(adata, studies.ablation_settings()[method], max_epochs, seed)
     except GpovaeError as e: return key | dict(rows=[dict(row=method, error=str(e))])
     found = key | dict(rows=[dict(row=method) | row], strata=list(strata(adata, model.predict().to_df(), method, observed)))
     return found | dict(enhancer=enhancer(model)) if "HS2" in observed.index else found
+
+
+def resumed(name, function, wanted, options):
+    "What `function` finds in every job. Finished jobs are kept in .NAME.jsonl until all are done, so that an interrupted bench goes on where it stopped, unless the package has changed since."
+    code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted((ROOT / "gpovae").rglob("*.py")))).hexdigest()[:16]
+    scratch = options.out / f".{name}.jsonl"
+    kept = [json.loads(line) for line in scratch.read_text().splitlines()] if scratch.exists() else []
+    state = lambda job: [code, *job.values()]
+    done = [r["found"] for r in kept if r["state"] in map(state, wanted)]
+    todo = [job for job in wanted if state(job) not in [r["state"] for r in kept]]
+    with tempfile.TemporaryDirectory() as folder, scratch.open("a") as keep:
+        for found in studies.work(function, [job | dict(folder=folder) for job in todo], options.jobs, name):
+            found, job = reports.plain(found), next(j for j in todo if [j["name"], j["seed"], j["method"]] == [found[k] for k in KEY])
+            print(json.dumps(dict(state=state(job), found=found)), file=keep, flush=True)
+            for row in found["rows"]:
+                numbers = [f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, (int, float))]
+                tqdm.write(f"{found['screen']}, seed {found['seed']}, {row['row']}: {', '.join(numbers) or row['error']}", file=sys.stdout)
+            done.append(found)
+    scratch.unlink()
+    return done
 
 
 def claim(options):
@@ -128,41 +156,65 @@ def claim(options):
     try: datasets.load("schraivogel2020"); names.append("schraivogel2020")
     except GpovaeError as e: print(f"schraivogel2020: not measured. {e}", file=sys.stderr)
     epochs = {k: options.max_epochs or EPOCHS[k] for k in names}
-    code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted((ROOT / "gpovae").rglob("*.py")))).hexdigest()[:16]
-    scratch = options.out / ".claim.jsonl"
-    kept = [json.loads(line) for line in scratch.read_text().splitlines()] if scratch.exists() else []
     wanted = [dict(name=n, seed=s, method=m, max_epochs=epochs[n]) for m in ("simple", "paper", "corrected") for n in reversed(names) for s in range(options.seeds)]
-    state = lambda job: [code, *job.values()]
-    done = [r["found"] for r in kept if r["state"] in map(state, wanted)]
-    todo = [job for job in wanted if state(job) not in [r["state"] for r in kept]]
-    with tempfile.TemporaryDirectory() as folder, scratch.open("a") as keep:
-        for found in reports.work(claim_job, [job | dict(folder=folder) for job in todo], options.jobs, "claim"):
-            found, job = reports.plain(found), next(j for j in todo if [j["name"], j["seed"], j["method"]] == [found[k] for k in KEY])
-            print(json.dumps(dict(state=state(job), found=found)), file=keep, flush=True)
-            for row in found["rows"]:
-                numbers = [f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, (int, float))]
-                tqdm.write(f"{found['screen']}, seed {found['seed']}, {row['row']}: {', '.join(numbers) or row['error']}", file=sys.stdout)
-            done.append(found)
+    done = resumed("claim", claim_job, wanted, options)
     result = gathered(sorted(done, key=lambda f: (names.index(f["screen"]), f["seed"], f["method"])), epochs)
-    scratch.unlink()
     return dict(split="test", seeds=list(range(options.seeds)), **result)
 
 
 def gathered(done, epochs):
     "Tables of all that was found: screens, summary by screen, strata pooled over screens and seeds, the enhancer, and every run."
     runs = pd.DataFrame([dict(screen=f["screen"], seed=f["seed"]) | r for f in done for r in f["rows"]])
-    summary = pd.concat([reports.compared(part).rename_axis("method").reset_index().assign(screen=name) for name, part in runs.groupby("screen", sort=False)])
+    summary = pd.concat([studies.compared(part).rename_axis("method").reset_index().assign(screen=name) for name, part in runs.groupby("screen", sort=False)])
     cells = pd.DataFrame([dict(screen=f["screen"], seed=f["seed"]) | s for f in done for s in f.get("strata", ())])
     at, pooled = ["above", "up_to"], []
     for bounds, part in cells.fillna(dict(up_to=np.inf)).groupby(at):
         rho = part.pivot(index=["screen", "seed"], columns="method", values="ate_rho")
         one = part[part.method == "training mean"]
-        gain = {f"{m} minus shrunken": dict(zip(("difference", "from", "to"), reports.interval(rho[m] - rho["shrunken training mean"]))) for m in ("corrected", "paper") if m in rho}
+        gain = {f"{m} minus shrunken": dict(zip(("difference", "from", "to"), studies.interval(rho[m] - rho["shrunken training mean"]))) for m in ("corrected", "paper") if m in rho}
         pooled.append(dict(zip(at, bounds)) | dict(runs=len(rho), perturbations=int(one.perturbations.sum()), ate_rho=rho.mean().to_dict(), **gain))
     screens = {f["screen"]: f["size"] | dict(max_epochs=epochs[f["screen"]]) for f in done if "size" in f}
     shown = ["ate_rho", "ate_rho_sd", "ate_rho_difference", "share_of_ceiling", "auprc", "auprc_difference", "sign_accuracy", "seconds", "epochs"]
     print(f"\n{summary.set_index(['screen', 'method'])[shown].astype(float).round(3).to_string(na_rep='-')}\n")
     return dict(screens=screens, summary=summary, strata=pooled, enhancer=[dict(method=f["method"], seed=f["seed"]) | f["enhancer"] for f in done if "enhancer" in f], runs=runs)
+
+
+FINDING = dict(small="simulated", medium="simulated", schraivogel2020="real", mcfaline2023="real", norman2019_small="real")
+QUICK = dict(particles=1, learning_rate=1e-3)   # the published objective with less work per step
+SILENT = ("mcfaline2023", "norman2019_small")   # hold genes that are silent in training, on which the published standardisation ends in NaN: it gets a floor there
+TAP_CELLS = 5000                                # of schraivogel2020, drawn at random
+
+
+def finding_job(name, seed, method, folder):
+    "ATE-rho on test cells, and on all cells, of the published model when it has stopped by itself, or of what needs no model."
+    adata = screen(name, seed, folder, TAP_CELLS if name == "schraivogel2020" else None)
+    everything = adata.copy(); everything.obs[Key.split] = "test"
+    seen = {k: measured.observed_effects(a, "test") for k, a in dict(test=adata, all=everything).items()}
+    score = lambda effects: {f"ate_rho_{k}": response.pearson(effects.loc[r.index, r.columns], r) for k, r in seen.items()}
+    key = dict(screen=name, seed=seed, method=method)
+    if method == "simple":
+        rows = [dict(row=k, **score(v)) for k, v in baselines(adata).items() if k in studies.YARDSTICKS]
+        return key | dict(rows=[*rows, dict(row="ceiling", ate_rho_test=response.ceiling(adata, "test", seed=seed)["ceiling"])])
+    start, model = time.perf_counter(), GPOVAE(adata, preset="corrected" if method == "corrected" else "paper", **(QUICK | (dict(scale_floor=.05) if name in SILENT else {}) if method == "paper, quick" else {}))
+    try: epochs = len(model.train(seed=seed, progress=False))
+    except GpovaeError as e: return key | dict(rows=[dict(row=method, error=str(e))])
+    return key | dict(rows=[dict(row=method, epochs=epochs, seconds=time.perf_counter() - start, **score(model.predict().to_df()))])
+
+
+def finding(options):
+    real_data()
+    names = [n for n, kind in FINDING.items() if kind == "simulated" or datasets.available().at_hand[n]]
+    wanted = [dict(name=n, seed=s, method=m) for m in ("simple", "corrected", "paper, quick") for n in names for s in range(options.seeds)] + [dict(name="small", seed=0, method="paper")]
+    done = resumed("finding", finding_job, wanted, options)
+    runs = pd.DataFrame([dict(screen=f["screen"], seed=f["seed"]) | r for f in done for r in f["rows"]])
+    rho, summary = runs.pivot_table(index=["screen", "seed"], columns="row", values="ate_rho_test"), []
+    for name, part in rho.groupby(level="screen"):
+        for row in [c for c in ("paper", "paper, quick", "corrected") if c in part and part[c].notna().any()]:
+            for other in ("training mean", "shrunken training mean"):
+                summary.append(dict(screen=name, row=row, minus=other, **dict(zip(("difference", "from", "to"), studies.interval(part[row] - part[other])))))
+    mean = runs.groupby(["screen", "row"])[["ate_rho_test", "ate_rho_all", "epochs", "seconds"]].mean()
+    print(f"\n{mean.round(3).to_string(na_rep='-')}\n\n{pd.DataFrame(summary).round(3).to_string()}\n")
+    return dict(split="test", seeds=list(range(options.seeds)), quick=QUICK, tap_cells=TAP_CELLS, screens=FINDING, summary=summary, means=mean.reset_index(), runs=runs)
 
 
 def ablation(options):
@@ -173,7 +225,7 @@ def ablation(options):
             prepare(adata, batch_key="batch", seed=seed, progress=False, **datasets.prepare_arguments("simulated"))
             screens[seed] = Path(folder) / f"{seed}.h5ad"
             adata.write_h5ad(screens[seed])
-        table, runs = reports.ablation(screens, max_epochs=epochs, jobs=options.jobs)
+        table, runs = studies.ablation(screens, max_epochs=epochs, jobs=options.jobs)
     print(table.drop(columns="setting").to_string(na_rep="-", float_format="{:.3f}".format))
     return dict(cells=adata.n_obs, genes=adata.n_vars, batches=3, split="test", seeds=list(range(options.seeds)), max_epochs=epochs, table=table.reset_index(names="row"), runs=runs)
 
@@ -271,7 +323,147 @@ def large(options):
     return dict(screen=LARGE, threads=numba.config.NUMBA_NUM_THREADS, runs=runs, counterfactual=counterfactual())
 
 
-KNOWN = dict(demo=demo, claim=claim, ablation=ablation, prepare=large)
+UNSEEN, HELD, UNSEEN_EPOCHS = dict(n_cells=4000, n_genes=200, n_perturbations=30), 6, dict(corrected=25, paper=10)
+CHOICES = ("regulated", "random", "unregulated")                              # how the held-out perturbations are chosen
+UNSEEN_METRICS = ["discrimination", "pearson_delta", "pearson_delta_others", "mae", "ate_rho_others"]
+
+
+def chosen(adata, how, seed):
+    "Perturbations to hold out: those with the most, or the fewest, direct regulators among the perturbed genes that stay in training; or any."
+    truth = adata.uns["gpovae_truth"]
+    genes, n, out = np.asarray(truth["genes"]).astype(str), UNSEEN["n_perturbations"], []
+    if how == "random": return sorted(np.random.default_rng(seed).choice(genes[:n], HELD, replace=False))
+    edge, sign = truth["direct"][:n, :n] != 0, 1 if how == "regulated" else -1
+    for _ in range(HELD):
+        stay = [i for i in range(n) if i not in out]
+        out.append(max(stay, key=lambda i: (sign * edge[stay, i].sum(), -i)))
+    return sorted(genes[out])
+
+
+def unseen_screen(how, seed, folder):
+    "A prepared screen without the held-out perturbations in training."
+    path = Path(folder) / f"unseen-{how}-{seed}.h5ad"
+    if not path.exists():
+        adata = datasets.simulated(seed=seed, **UNSEEN)
+        prepare(adata, held_out=chosen(adata, how, seed), seed=seed, progress=False, **datasets.prepare_arguments("simulated"))
+        with complete(folder) as tmp: adata.write_h5ad(tmp / path.name)
+    return ad.read_h5ad(path)
+
+
+def changed(edges, share, genes, rng):
+    "True edges, of which a share is replaced by others of the same regulators, with random signs."
+    edges, have = edges.copy(), set(zip(edges.source, edges.target))
+    for i in rng.choice(len(edges), round(share * len(edges)), replace=False):
+        source = edges.source[i]
+        target = next(g for g in rng.permutation(genes) if g != source and (source, g) not in have)
+        have.add((source, target)); edges.loc[i, ["target", "sign"]] = target, rng.choice([-1, 1])
+    return edges
+
+
+def priors(truth, seed):
+    "Prior networks by how right they are."
+    genes, W, rng = np.asarray(truth["genes"]).astype(str), truth["direct"], np.random.default_rng(seed)
+    edges = pd.DataFrame([(genes[i], genes[j], int(np.sign(W[i, j]))) for i, j in zip(*np.nonzero(W))], columns=["source", "target", "sign"])
+    return {"prior right": edges, "prior right, no signs": edges[["source", "target"]], "prior half right": changed(edges, .5, genes, rng), "prior all wrong": changed(edges, 1, genes, rng)}
+
+
+def in_all_cells(adata):
+    "Effects of every perturbation in all its cells, against the controls of the test: held-out ones lie among others that are measured as well as they are."
+    adata = adata.copy()
+    adata.obs[Key.split] = pd.Categorical(np.where(Screen(adata).is_control, Screen(adata).split, "test"), categories=["train", "validation", "test"])
+    return response.observed_effects(adata, "test")
+
+
+def unseen_scores(pred, everyone, held, shared):
+    "Metrics of each held-out perturbation: PDS among all perturbations; `_others` leave the target itself out."
+    for p in held:
+        x, y, s, other = pred.loc[p, everyone.columns].to_numpy(float), everyone.loc[p].to_numpy(float), shared[everyone.columns].to_numpy(float), everyone.columns != p
+        d = np.abs(everyone.to_numpy()[:, other] - x[other]).sum(1); mine = d[everyone.index.get_loc(p)]
+        yield dict(perturbation=p, discrimination=1 - ((d < mine).sum() + ((d == mine).sum() - 1) / 2) / len(d), mae=np.abs(x - y).mean(),
+                   pearson_delta=response.pearson(x - s, y - s), pearson_delta_others=response.pearson((x - s)[other], (y - s)[other]), ate_rho_others=response.pearson(x[other], y[other]))
+
+
+def true_effects(model, held):
+    "What the true network and the true knockdown predict, through the model's decoder: what could be reached."
+    truth, context, vae = model.adata.uns["gpovae_truth"], model.context, model.vae
+    T, rest = pd.DataFrame(truth["total"], truth["genes"], truth["genes"]), torch.zeros(vae.grn.n)
+    row = lambda p: torch.from_numpy((truth["knockdown"][T.index.get_loc(p)] * T.loc[p] / T.loc[p, p]).reindex(model.genes).fillna(0).to_numpy(np.float32))
+    base = _log_counts(vae, context, rest).mean(0)
+    return pd.DataFrame([(_log_counts(vae, context, rest, (), row(p)).mean(0) - base).numpy() for p in held], held, model.genes)
+
+
+def honest(predicted, real, noise):
+    "Squared standardised errors and whether they lie within the spread, on genes other than the targets; by perturbation."
+    for p in predicted.obs_names:
+        other = predicted.var_names != p
+        z = (np.abs(predicted[p].X[0] - real.loc[p, predicted.var_names]) / np.sqrt(predicted[p].layers["spread"][0] ** 2 + noise.loc[p] + noise.loc[CONTROL]))[other]
+        yield dict(perturbation=p, evidence=predicted.obs.evidence[p], spread=float(predicted[p].layers["spread"][0][other].mean()), **{f"within_{q}": float((z < norm.ppf(.5 + q / 200)).mean()) for q in (50, 80, 95)})
+
+
+def covariance_in_controls(adata):
+    "AUPRC of correlation among control cells for the true direct edges, and chance."
+    truth, screen = adata.uns["gpovae_truth"], Screen(adata)
+    genes = [g for g in np.asarray(truth["genes"]).astype(str) if g in adata.var_names]
+    Y = response.log2_expression(screen, screen.rows("train", CONTROL, False)).toarray()[:, adata.var_names.get_indexer(genes)]
+    W, off = pd.DataFrame(truth["direct"], truth["genes"], truth["genes"]).loc[genes, genes].to_numpy() != 0, ~np.eye(len(genes), dtype=bool)
+    return dict(auprc=float(average_precision_score(W[off], np.abs(np.corrcoef(Y.T))[off])), chance=float(W[off].mean()))
+
+
+def unseen_job(how, seed, method, max_epochs, folder):
+    "Scores of the held-out perturbations of one screen: without a model (method \"simple\"), or by one preset."
+    key, adata = dict(choice=how, seed=seed, method=method), unseen_screen(how, seed, folder)
+    screen, everyone, train = Screen(adata), in_all_cells(adata), response.observed_effects(adata, "train")
+    held = [p for p in screen.perturbations if p not in train.index]
+    real, n = response.observed_effects(adata, "test").loc[held], response.cells(adata, "train").drop(CONTROL)
+    shared = train.mul(n[train.index], axis=0).sum() / n[train.index].sum()
+    score = lambda row, pred, **more: [key | dict(row=row) | s | more for s in unseen_scores(pred, everyone, held, shared)]
+    if method == "simple":
+        tables = baselines(adata, held)
+        rows = [r for k in ("no effect (control mean)", "mean of all perturbed cells", "ridge (low-rank linear)") for r in score(k, tables[k])]
+        r = np.mean([response.pearson(a, b) for a, b in response.halves(adata[np.isin(screen.labels, [*held, CONTROL])].copy(), "test", 20, seed)])
+        return key | dict(rows=rows, ceiling=float(np.sqrt(2 * max(r, 0) / (1 + max(r, 0)))), controls=covariance_in_controls(adata), cells=adata.n_obs, genes=adata.n_vars, held=held,
+                          regulators={p: int((adata.uns["gpovae_truth"]["direct"][np.isin(adata.uns["gpovae_truth"]["genes"], list(train.index)), list(adata.uns["gpovae_truth"]["genes"]).index(p)] != 0).sum()) for p in held})
+    model = GPOVAE(adata, preset=method)
+    model.train(max_epochs=max_epochs, seed=seed, progress=False)
+    noise, rows, spreads, fits = response.noise_variance(adata, "test"), [], [], {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                       # that some have no evidence is among the results
+        for name, prior in ({method: None} | ({f"{method}, {k}": v for k, v in priors(adata.uns["gpovae_truth"], seed).items()} if method == "corrected" else {})).items():
+            p = model.predict(held, unseen="network", prior=prior)
+            if name == "corrected": own = p.to_df()
+            rows += score(name, p.to_df()); spreads += [key | dict(row=name) | s for s in honest(p, real, noise)]
+            if method == "corrected": fits[name] = {k: getattr(list(model._unseen["fits"].values())[-1 if prior is not None else 0], k) for k in ("slope", "explained", "listed", "trusted")}
+    logits, trained = model.vae.grn.edge_logit.numpy(), model.nodes.perturbed.to_numpy()
+    found = key | dict(spreads=spreads, logits={k: np.quantile(logits[at], [.025, .25, .5, .75, .975]) for k, at in (("perturbed", trained), ("never perturbed", ~trained))})
+    if method == "paper": return found | dict(rows=rows)
+    knockdown = pd.DataFrame(np.repeat(shared.to_numpy()[None], len(held), 0), held, train.columns)
+    for p in held: knockdown.loc[p, p] = float(own.loc[p, p])
+    return found | dict(rows=rows + score("mean of all perturbed cells, and the knockdown itself", knockdown) + score("true network", true_effects(model, held)), fits=fits)
+
+
+def unseen(options):
+    jobs = [dict(how=how, seed=seed, method=method, max_epochs=options.max_epochs or UNSEEN_EPOCHS.get(method)) for method in ("paper", "corrected", "simple") for how in CHOICES for seed in range(options.seeds)]
+    with tempfile.TemporaryDirectory() as folder:
+        for how in CHOICES:
+            for seed in range(options.seeds): unseen_screen(how, seed, folder)
+        done = list(studies.work(unseen_job, [job | dict(folder=folder) for job in jobs], options.jobs, "unseen"))
+    done.sort(key=lambda f: (CHOICES.index(f["choice"]), f["seed"], f["method"]))
+    each = pd.DataFrame([r for f in done for r in f["rows"]])
+    runs = each.groupby(["choice", "row", "seed"], sort=False)[UNSEEN_METRICS].mean().reset_index()
+    mean, summary = "mean of all perturbed cells", []
+    for (how, row), part in runs.groupby(["choice", "row"], sort=False):
+        values, reference = (p.set_index("seed") for p in (part, runs[(runs["choice"] == how) & (runs["row"] == mean)]))
+        for m in UNSEEN_METRICS:
+            both = dict(zip(("value", "from", "to"), studies.interval(values[m]))), dict(zip(("difference", "difference_from", "difference_to"), studies.interval(values[m] - reference[m])))
+            summary.append(dict(choice=how, row=row, metric=m) | both[0] | both[1])
+    table = pd.DataFrame(summary).pivot_table(index=["choice", "row"], columns="metric", values="value", sort=False)
+    print(f"\n{table.round(3).to_string()}\n")
+    take = lambda k: [{x: f[x] for x in ("choice", "seed", "method")} | {k: f[k]} for f in done if k in f]
+    return dict(screens=UNSEEN, held_out=HELD, split="test", seeds=list(range(options.seeds)), max_epochs=UNSEEN_EPOCHS if options.max_epochs is None else options.max_epochs, summary=pd.DataFrame(summary).round(5), runs=runs.round(5), each=each[each["row"].isin(["corrected", "paper"])].round(4),
+                spreads=pd.DataFrame([s for f in done for s in f.get("spreads", ())]).round(4), fits=take("fits"), logits=take("logits"), ceiling=take("ceiling"), controls=take("controls"), regulators=take("regulators"))
+
+
+KNOWN = dict(demo=demo, claim=claim, finding=finding, ablation=ablation, prepare=large, unseen=unseen)
 
 
 def main(*arguments):

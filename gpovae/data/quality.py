@@ -38,19 +38,19 @@ def mad_threshold(
     m = np.median(values)
     return float(m + k * max(np.median(np.abs(values - m)), floor))
 
-# %% ../../nbs/13_data.quality.ipynb #5c617600
+# %% ../../nbs/13_data.quality.ipynb #6ea3e982
 MAD_FLOOR = dict(log=0.05, share=0.01)
 
 def beyond(
     metrics: pd.DataFrame,  # from `cell_metrics`
     k: float = 3,           # number of MADs
+    reference: pd.DataFrame | None = None,  # cells that set the thresholds; None takes the cells themselves
 ) -> pd.DataFrame:          # (cells, 5) bool
     "Which threshold each cell crosses: low for depth and genes, high for shares."
-    bad = {}
+    bad, reference = {}, metrics if reference is None else reference
     for name, v in metrics.items():
-        if name.startswith("n_"):
-            v = np.log(np.maximum(v, 1)); bad[name] = v < mad_threshold(v, -k, MAD_FLOOR["log"])
-        else: bad[name] = v > mad_threshold(v, k, MAD_FLOOR["share"])
+        if name.startswith("n_"): bad[name] = np.log(np.maximum(v, 1)) < mad_threshold(np.log(np.maximum(reference[name], 1)), -k, MAD_FLOOR["log"])
+        else: bad[name] = v > mad_threshold(reference[name], k, MAD_FLOOR["share"])
     return pd.DataFrame(bad)
 
 # %% ../../nbs/13_data.quality.ipynb #115b50fa

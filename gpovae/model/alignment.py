@@ -130,37 +130,46 @@ def own_shift(mean: np.ndarray, own: np.ndarray) -> np.ndarray:
     seen = np.isfinite(x).any(0)
     return np.where(seen, np.nansum(x, 0) / np.maximum(np.isfinite(x).sum(0), 1), -1.0)
 
-# %% ../../nbs/21_model.alignment.ipynb #4a1b62cc
+# %% ../../nbs/21_model.alignment.ipynb #24588090
 class _Slab:
-    "State of the spike-and-slab regression: probability p, effect m (n, n), prior density and slab variance of each class of regulators."
-    def __init__(self, n: int, perturbed: np.ndarray):
-        self.group, self.pi, self.tau2 = (~perturbed).astype(int), np.array([0.1, 0.025]), np.array([0.1, 0.1])
-        self.p, self.m, self.v = self.pi[self.group][:, None].repeat(n, 1), np.zeros((n, n)), np.zeros((n, n))
+    "State of the spike-and-slab regression: probability p, effect m (n, n); prior density and slab variance of each class of pairs: regulator perturbed, not perturbed, pair listed by prior knowledge."
+    def __init__(self, n: int, perturbed: np.ndarray, apart: bool, prior):
+        listed = np.zeros((n, n), bool) if prior is None else np.isfinite(prior)
+        self.kind, self.pi, self.tau2 = np.where(listed, 2, (~perturbed & apart).astype(int)[:, None]), np.array([0.1, 0.025, 0.1]), np.full(3, 0.1)
+        self.perturbed, self.sign, self.mu = perturbed, np.where(listed, 0.0 if prior is None else prior, 0.0), 0.0           # mu: slab mean of listed pairs, times their sign
+        self.p, self.m, self.v = self.pi[self.kind], np.zeros((n, n)), np.zeros((n, n))
 
     def ascend(self, S, X, omega, intercept, order, sweeps):
         "Coordinate ascent of all columns at once. S (R, n) measured, X (R, n) regressors, omega (R, n) precision. Returns the fit (R, n)."
         p, m, a, fit = self.p, self.m, (X ** 2).T @ omega, X @ (self.p * self.m) + intercept
         movers = a ** 2 / np.maximum((X ** 4).T @ omega ** 2, 1e-12)               # effective number of perturbations that moved i
-        alone = (self.group[:, None] == 1) & (movers < 3)
+        alone = (self.kind == 1) & (movers < 3)
         for _ in range(sweeps):
             for i in order:
-                x, w, pi, tau2 = X[:, i], p[i] * m[i], self.pi[self.group[i]], self.tau2[self.group[i]]
+                x, w, pi, tau2, mu = X[:, i], p[i] * m[i], self.pi[self.kind[i]], self.tau2[self.kind[i]], self.mu * self.sign[i]
                 self.v[i] = 1 / (a[i] + 1 / tau2)
-                m[i] = self.v[i] * (x @ (omega * (S - fit)) + a[i] * w)
-                logit = math.log(pi / (1 - pi)) + 0.5 * np.log(self.v[i] / tau2) + m[i] ** 2 / (2 * self.v[i]) - 9 * alone[i]
+                m[i] = self.v[i] * (x @ (omega * (S - fit)) + a[i] * w + mu / tau2)
+                logit = np.log(pi / (1 - pi)) + 0.5 * np.log(self.v[i] / tau2) + m[i] ** 2 / (2 * self.v[i]) - mu ** 2 / (2 * tau2) - 9 * alone[i]
                 p[i] = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
                 p[i, i] = 0
                 fit += np.outer(x, p[i] * m[i] - w)
-            for g in set(self.group[order]):
-                k = [i for i in order if self.group[i] == g]
-                self.pi[g] = np.clip(p[k].mean(), 1e-3, 0.5)
-                self.tau2[g] = np.clip((p[k] * (m[k] ** 2 + self.v[k])).sum() / max(p[k].sum(), 1e-9), 1e-3, 4.0)
+            for kind in (0, 1): self._learn(kind, order)
+            self._learn(2, order[self.perturbed[order]], few=5, most=0.95)         # what prior knowledge is worth shows where regulators were perturbed
         return fit
 
-# %% ../../nbs/21_model.alignment.ipynb #dc732f2e
-def _fit_once(S, own, free, noise, targets, order, rng, rounds, sweeps, floor):
+    def _learn(self, kind, order, few=0, most=0.5):
+        "Density and slab of a class of pairs; `few` pairs without effect, of the density of perturbed regulators, are added."
+        at = self.kind[order] == kind
+        if not at.any(): return
+        p, m, v, sign = (x[order][at] for x in (self.p, self.m, self.v, self.sign))
+        self.pi[kind] = np.clip((p.sum() + few * self.pi[0]) / (len(p) + few), 1e-3, most)
+        if kind == 2: self.mu = (p * m * sign).sum() / ((p * np.abs(sign)).sum() + few)
+        self.tau2[kind] = np.clip((p * ((m - self.mu * sign) ** 2 + v)).sum() / max(p.sum(), 1e-9), 1e-3, 4.0)
+
+# %% ../../nbs/21_model.alignment.ipynb #fe38d7da
+def _fit_once(S, own, free, noise, targets, order, rng, rounds, sweeps, floor, apart, prior):
     "One run of `fit_network`, regulators in random order. Returns the slab."
-    n, kappa, slab = S.shape[1], own_shift(S, own), _Slab(S.shape[1], own.any(0))
+    n, kappa, slab = S.shape[1], own_shift(S, own), _Slab(S.shape[1], own.any(0), apart, prior)
     slab.p[np.setdiff1d(np.arange(n), order)] = 0
     misfit, intercept, predicted = np.full(n, floor ** 2), np.zeros(n), np.zeros_like(S)
     for _ in range(rounds):
@@ -189,6 +198,8 @@ def fit_network(
     rounds: int = 3,           # of denoising the regressors and learning the misfit
     sweeps: int = 3,           # of coordinate ascent per round
     floor: float = 0.02,       # least misfit of the log-linear network, in log expression
+    apart: bool = True,        # regulators that were not perturbed are a class of their own, of which more evidence is asked
+    prior: np.ndarray | None = None,   # (n, n) edges of prior knowledge: 1 activation, -1 repression, 0 sign unknown; NaN elsewhere
     seed: int = 0,             # of the orders
     progress: bool = True,     # a bar, if it takes more than two seconds
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:  # (n, n) probability; (n, n) signed direct effect, given that there is an edge, and its standard deviation; prior density of perturbed regulators
@@ -197,8 +208,8 @@ def fit_network(
     for r, ts in enumerate(targets): own[r, ts] = True
     free, perturbed = seen & ~own, own.any(0)
     S = np.where(seen, mean, np.where(own, -1.0, 0.0)).astype(float)       # a target that is not measured: relative, -1
-    noise, order, rng = np.where(free, se, 1.0).astype(float) ** 2, np.flatnonzero(perturbed | seen.any(0)), np.random.default_rng(seed)
-    runs = [_fit_once(S, own, free, noise, targets, order, rng, rounds, sweeps, floor) for _ in tqdm(range(starts), desc="fitting the network", delay=2, disable=not progress)]
+    noise, order, rng = np.where(free, se, 1.0).astype(float) ** 2, np.flatnonzero(perturbed | seen.any(0) | (False if prior is None else np.isfinite(prior).any(1))), np.random.default_rng(seed)
+    runs = [_fit_once(S, own, free, noise, targets, order, rng, rounds, sweeps, floor, apart, prior) for _ in tqdm(range(starts), desc="fitting the network", delay=2, disable=not progress)]
     p = np.mean([r.p for r in runs], 0)
     effect, square = (np.mean([r.p * v for r, v in zip(runs, values)], 0) / np.maximum(p, 1e-12) for values in ([r.m for r in runs], [r.m ** 2 + r.v for r in runs]))
     std = np.sqrt(np.maximum(square - effect ** 2, 1e-6))

@@ -53,7 +53,7 @@ def basal_latent(vae: VAE, cells: Cells, block: int = 2048) -> np.ndarray:
         out.append(vae.encode(vae.standardise(b.x), z_p, b.fail[:, None] * e_a, b.batch).mean)
     return torch.cat(out).numpy()
 
-# %% ../../nbs/25_model.predict.ipynb #bb3bf44a
+# %% ../../nbs/25_model.predict.ipynb #fb2047be
 @torch.no_grad()
 def mean_latent(
     vae: VAE,
@@ -65,13 +65,14 @@ def mean_latent(
     def noise(node):                                            # of its own for every node: a prediction does not depend on what else is asked for
         g = torch.Generator().manual_seed(seed * 100_003 + int(node))
         return torch.rand(draws, vae.grn.n, generator=g), torch.randn(draws, vae.grn.n, generator=g)
+    if not len(nodes): return torch.zeros(0, vae.grn.n), torch.zeros(draws, 0, vae.grn.n)
     u, eps = (torch.stack(x, 1) for x in zip(*map(noise, nodes)))
     return vae.effects(nodes, u, torch.zeros_like(eps)).latent.mean(0), vae.effects(nodes, u, eps).latent     # for the mean, E at its mean given the mask
 
 @torch.no_grad()
-def _log_counts(vae: VAE, context: Context, z_p: torch.Tensor, targeted=()) -> torch.Tensor:
-    "E[log2(1 + 1e4 x / l)] for latents z_p (..., n) in every context cell: (..., C, genes). `targeted`: nodes that are the target."
-    f = vae.decode(context.z_b, z_p[..., None, :].expand(*z_p.shape[:-1], len(context.z_b), -1), torch.zeros_like(context.z_b), context.batch)
+def _log_counts(vae: VAE, context: Context, z_p: torch.Tensor, targeted=(), beside=0.0) -> torch.Tensor:
+    "E[log2(1 + 1e4 x / l)] for latents z_p (..., n) in every context cell: (..., C, genes). `targeted`: nodes that are the target; `beside` (..., 1, genes): shifts of genes that are no nodes."
+    f = beside + vae.decode(context.z_b, z_p[..., None, :].expand(*z_p.shape[:-1], len(context.z_b), -1), torch.zeros_like(context.z_b), context.batch)
     mu = log_mean(f, context.library.expand(f.shape[:-1]), vae.size_factor).exp()
     return expected_log2(mu, vae.inverse_dispersion(targeted), 1e4 / context.library[:, None])
 
@@ -88,11 +89,11 @@ def average_effects(
     "Average treatment effects in log2 units."
     few = Context(*(t[:spread_cells] for t in context))
     base = _log_counts(vae, context, torch.zeros(vae.grn.n))
-    nodes = torch.tensor(sorted({t for ts in perturbations for t in ts}))
+    nodes = torch.tensor(sorted({t for ts in perturbations for t in ts}), dtype=torch.long)
     mean, sampled = mean_latent(vae, nodes, seed=seed)
     out = []
     for ts in tqdm(perturbations, desc="predicting", disable=not progress):
-        at = torch.searchsorted(nodes, torch.tensor(ts))
+        at = torch.searchsorted(nodes, torch.tensor(ts, dtype=torch.long))
         perturbed = _log_counts(vae, context, mean[at].sum(0), ts)
         spread = _log_counts(vae, few, sampled[:draws, at].sum(1), ts).mean(1).std(0) if draws else torch.full_like(base[0], math.nan)
         out.append((perturbed.mean(0) - base.mean(0), perturbed.mean(0), spread))
