@@ -11,7 +11,7 @@ import anndata as ad, numpy as np, pandas as pd
 from joblib import Parallel, delayed
 from scipy import stats
 from sklearn.ensemble import GradientBoostingRegressor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from ..data.screen import CONTROL, GpovaeError, Key, Screen, log_normalised
 
 # %% ../../nbs/40c_evaluate.rivals.ipynb #35b9fc62
