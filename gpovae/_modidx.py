@@ -312,8 +312,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'gpovae/evaluate/baselines.py'),
                                            'gpovae.evaluate.baselines._fit_ridge': ( 'evaluate.baselines.html#_fit_ridge',
                                                                                      'gpovae/evaluate/baselines.py'),
-                                           'gpovae.evaluate.baselines._shared': ( 'evaluate.baselines.html#_shared',
-                                                                                  'gpovae/evaluate/baselines.py'),
                                            'gpovae.evaluate.baselines.additive': ( 'evaluate.baselines.html#additive',
                                                                                    'gpovae/evaluate/baselines.py'),
                                            'gpovae.evaluate.baselines.baselines': ( 'evaluate.baselines.html#baselines',

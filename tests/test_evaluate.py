@@ -10,12 +10,13 @@ from pathlib import Path
 import anndata as ad, numpy as np, pandas as pd, pytest, scipy.sparse as sp
 
 from gpovae.data.register import register
-
 from gpovae.data.screen import CONTROL, GpovaeError, Key
 from gpovae.evaluate import Scores, evaluate, score
 from gpovae.evaluate.baselines import baselines, noise_variance, perturbed_mean, shrunken_mean, training_mean
-from gpovae.evaluate.response import ceiling, cells, discrimination, halves, log2_means, observed_effects, scores
+from gpovae.evaluate.effects import cells, halves, log2_means, observed_effects
+from gpovae.evaluate.response import ceiling, discrimination, scores
 from gpovae.evaluate.rivals import control_correlation, inverse_effects, mean_difference, z_score
+from tiny import screen, small
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path("/work/shared/data")
@@ -27,39 +28,6 @@ def published(): return np.load(DATA / "metrics_published.npz", allow_pickle=Fal
 
 @pytest.fixture(scope="module")
 def cell_eval(): return np.load(DATA / "cell_eval.npz", allow_pickle=False)
-
-
-def screen(X, labels, split="test", fail=False, genes=None, **uns):
-    "The smallest annotated screen."
-    genes = [f"g{i}" for i in range(X.shape[1])] if genes is None else genes
-    a = ad.AnnData(X, obs=pd.DataFrame(dict(gene=labels), index=[f"c{i}" for i in range(X.shape[0])]), var=pd.DataFrame(index=genes))
-    register(a)
-    a.obs[Key.fail], a.obs[Key.split] = fail, split
-    a.uns.update(uns)
-    return a
-
-
-@pytest.fixture(scope="module")
-def small():
-    "Five perturbed genes, three responders, one of the targets without a column; training and test cells; shifts and truth."
-    rng, genes = np.random.default_rng(0), [f"g{i}" for i in range(30)]
-    names = ["control", "g0", "g1", "g2", "g3", "enh"]
-    shift = np.zeros((6, 30)); shift[range(1, 5), range(4)] = -1.5
-    shift[1, [1, 5]] = -.8, .9; shift[2, 6] = -.9; shift[5, 7] = -1.2
-    kind = np.repeat(np.arange(6), [300] + [90] * 5)
-    mean = np.exp(rng.normal(0, .5, 30) + shift[kind]) * 8
-    with pytest.warns(UserWarning, match="not among the measured"):
-        a = screen(sp.csr_matrix(rng.poisson(mean).astype(np.float32)), np.array(names)[kind], genes=genes)
-    a.obs[Key.split] = np.where(np.arange(a.n_obs) % 3 == 0, "test", "train")
-    a.obs[Key.fail] = np.arange(a.n_obs) % 17 == 0
-    nodes = ["enh", "g0", "g1", "g2", "g3", "g5", "g6", "g7"]
-    train = observed_effects(a, "train") * np.log(2)
-    a.uns[Key.nodes] = dict(names=np.array(nodes), perturbed=np.array([True] * 5 + [False] * 3))
-    a.uns[Key.shifts] = dict(perturbation=np.array(train.index), mean=train.reindex(columns=nodes).to_numpy(np.float32), se=np.where(train.reindex(columns=nodes).isna(), np.nan, .1).astype(np.float32), cells=np.full(5, 56))
-    W = np.zeros((8, 8)); W[1, 2], W[1, 5], W[2, 6], W[0, 7] = .9, -.6, .9, .8
-    knockdown = np.array([-1., -1.5, -1.5, -1.5, -1.5, np.nan, np.nan, np.nan])
-    a.uns[Key.truth] = dict(genes=np.array(nodes), direct=W, total=np.linalg.inv(np.eye(8) - W), knockdown=knockdown)
-    return a
 
 
 # ---- published figures -------------------------------------------------------------------------------------------------------------

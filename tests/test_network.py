@@ -18,17 +18,9 @@ from gpovae.evaluate import causal
 from gpovae.evaluate.causal import compare, compare_networks, connected, network_scores, pair_statistics
 from gpovae.evaluate.rivals import boosted_edges, control_correlation, inverse_effects, invert_effects, mean_difference, networks, random_edges, ranked, z_score
 from gpovae.evaluate.truth import calibration, compare_truth, true_effects, truth_scores
+from tiny import screen, small
 
 DATA = Path(__file__).parent / "data"
-
-
-def screen(X, labels, split="test", genes=None, **uns):
-    "The smallest annotated screen."
-    a = ad.AnnData(X, obs=pd.DataFrame(dict(gene=labels), index=[f"c{i}" for i in range(X.shape[0])]), var=pd.DataFrame(index=[f"g{i}" for i in range(X.shape[1])] if genes is None else genes))
-    register(a)
-    a.obs[Key.fail], a.obs[Key.split] = False, split
-    a.uns.update(uns)
-    return a
 
 
 def network(pairs, weight=1., probability=1.):
@@ -466,27 +458,6 @@ def test_same_universe(known):
 
 
 # ---- known answers against the truth -----------------------------------------------------------------------------------------------
-
-@pytest.fixture(scope="module")
-def small():
-    "Five perturbed genes, three responders, one of the targets without a column; training and test cells; shifts and truth."
-    from gpovae.evaluate.effects import observed_effects
-    rng, genes = np.random.default_rng(0), [f"g{i}" for i in range(30)]
-    names = ["control", "g0", "g1", "g2", "g3", "enh"]
-    shift = np.zeros((6, 30)); shift[range(1, 5), range(4)] = -1.5
-    shift[1, [1, 5]] = -.8, .9; shift[2, 6] = -.9; shift[5, 7] = -1.2
-    kind = np.repeat(np.arange(6), [300] + [90] * 5)
-    with pytest.warns(UserWarning, match="not among the measured"):
-        a = screen(sp.csr_matrix(rng.poisson(np.exp(rng.normal(0, .5, 30) + shift[kind]) * 8).astype(np.float32)), np.array(names)[kind], genes=genes)
-    a.obs[Key.split], a.obs[Key.fail] = np.where(np.arange(a.n_obs) % 3 == 0, "test", "train"), np.arange(a.n_obs) % 17 == 0
-    nodes = ["enh", "g0", "g1", "g2", "g3", "g5", "g6", "g7"]
-    train = observed_effects(a, "train") * np.log(2)
-    a.uns[Key.nodes] = dict(names=np.array(nodes), perturbed=np.array([True] * 5 + [False] * 3))
-    a.uns[Key.shifts] = dict(perturbation=np.array(train.index), mean=train.reindex(columns=nodes).to_numpy(np.float32), se=np.where(train.reindex(columns=nodes).isna(), np.nan, .1).astype(np.float32), cells=np.full(5, 56))
-    W = np.zeros((8, 8)); W[1, 2], W[1, 5], W[2, 6], W[0, 7] = .9, -.6, .9, .8
-    a.uns[Key.truth] = dict(genes=np.array(nodes), direct=W, total=np.linalg.inv(np.eye(8) - W), knockdown=np.array([-1., -1.5, -1.5, -1.5, -1.5, np.nan, np.nan, np.nan]))
-    return a
-
 
 def oracle(truth, kind="direct"):
     E = true_effects(truth, kind)

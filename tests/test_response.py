@@ -316,6 +316,8 @@ def test_share_of_way():
     response = pd.DataFrame(dict(ate_rho=[0., .4, .8], mae=[.3, .2, .1], variance_ratio=[0., 1., 2.]), index=[NONE, "half", "ceiling"])
     out = share_of_way(response, dict(ceiling=.8, reference=dict(ate_rho=.7, mae=.1, variance_ratio=1.2)))
     np.testing.assert_allclose(out, [[0, 0], [.5, .5], [1, 1]])
+    nowhere = share_of_way(response, dict(ceiling=.8, reference=dict(ate_rho=.7, mae=.2999, variance_ratio=1.2)))    # halves no better than nothing
+    assert nowhere.mae.isna().all() and nowhere.ate_rho.tolist() == out.ate_rho.tolist()
 
 
 def test_ties_are_not_broken_by_order():

@@ -6,12 +6,12 @@
 __all__ = ['COMPONENTS', 'PENALTIES', 'FOLDS', 'control_mean', 'perturbed_mean', 'additive', 'training_mean', 'shrunken_mean',
            'ridge', 'baselines']
 
-# %% ../../nbs/43_evaluate.baselines.ipynb #865dd621
+# %% ../../nbs/43_evaluate.baselines.ipynb #f36e5c17
 import anndata as ad, numpy as np, pandas as pd, scipy.sparse as sp
 from ..data.screen import CONTROL, GpovaeError, Screen, targets
-from .effects import cells, noise_variance, observed_effects
+from .effects import _shared, cells, noise_variance, observed_effects
 
-# %% ../../nbs/43_evaluate.baselines.ipynb #224f8054
+# %% ../../nbs/43_evaluate.baselines.ipynb #eaefce0d
 def control_mean(
     train_effects: pd.DataFrame,  # (perturbations, genes) from training cells
 ) -> pd.DataFrame:
@@ -23,12 +23,9 @@ def perturbed_mean(
     n: pd.Series,  # training cells per perturbation
 ) -> pd.DataFrame:
     "The mean of all perturbed training cells, the same for every perturbation."
-    mean = np.average(train_effects, axis=0, weights=n[train_effects.index])
-    return pd.DataFrame(np.repeat(mean[None], len(train_effects), 0), train_effects.index, train_effects.columns)
+    return control_mean(train_effects) + _shared(train_effects, n)
 
-# %% ../../nbs/43_evaluate.baselines.ipynb #cfbe4c98
-def _shared(train_effects, n): return pd.Series(np.average(train_effects, axis=0, weights=n[train_effects.index]), train_effects.columns)
-
+# %% ../../nbs/43_evaluate.baselines.ipynb #a50ea319
 def additive(
     train_effects: pd.DataFrame,
     n: pd.Series,           # training cells per perturbation

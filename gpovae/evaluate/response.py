@@ -251,13 +251,15 @@ def ceiling(
     return dict(ceiling=float(np.sqrt(2 * max(r, 0) / (1 + max(r, 0)))), half_test=r, half_train=float(reference["ate_rho"]),
                 reference={k: None if np.isnan(v) else float(v) for k, v in reference.items()})
 
-# %% ../../nbs/40_evaluate.response.ipynb #77950206
+# %% ../../nbs/40_evaluate.response.ipynb #39833e8e
 def share_of_way(
     response: pd.DataFrame,  # methods x metrics
     best: dict,              # of `ceiling`
     nothing: str = "no effect (control mean)",  # the method that marks the start
 ) -> pd.DataFrame:  # methods x metrics
-    "Fraction of the way from no effect to the ceiling (ATE-rho) or to the training halves (all others)."
+    "Fraction of the way from no effect to the ceiling (ATE-rho) or to the training halves (all others); NaN where these are no better than no effect."
     metrics = [m for m in response if BETTER.get(m)]
     goal, start = pd.Series(best["reference"] | dict(ate_rho=best["ceiling"]), dtype=float)[metrics], response.loc[nothing, metrics].astype(float)
-    return (response[metrics].astype(float) - start) / (goal - start).where((goal - start).abs() > 1e-9)
+    better = pd.Series(BETTER)[metrics]
+    far = (goal - start) * better > .01 * start.abs().where(better < 0, 1.)        # where halves are no better than nothing there is no way to go
+    return (response[metrics].astype(float) - start) / (goal - start).where(far)
