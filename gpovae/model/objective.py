@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Settings', 'make_settings', 'gaussian_kl', 'bernoulli_kl', 'log_normal', 'log_bernoulli',
-           'published_divergence', 'draw', 'log_p', 'kl_terms', 'counterfactual', 'alignment', 'decoder_penalty',
-           'objective']
+           'published_divergence', 'all_cells', 'draw', 'reconstruction', 'log_p', 'cell_weight', 'kl_terms',
+           'counterfactual', 'alignment', 'decoder_penalty', 'objective']
 
 # %% ../../nbs/23_model.objective.ipynb #47b549d3
 import math
@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 import torch
 import torch.nn.functional as F
-from ..data.batches import Batch
+from ..data.batches import Batch, Whole
 from ..data.screen import GpovaeError
 from .alignment import EPS, published_alignment, shift_alignment
-from .likelihood import count_constant, log_likelihood, log_mean
-from .vae import VAE, Gaussian, Noise, draw_noise
+from .fused import FusedLikelihood
+from .likelihood import count_constant
+from .vae import VAE, Gaussian, Noise, Rows, draw_noise
 
 # %% ../../nbs/23_model.objective.ipynb #356e1880
 @dataclass(frozen=True)
@@ -105,69 +106,87 @@ def published_divergence(a: Gaussian, b: Gaussian) -> torch.Tensor:
     return -0.5 * (1 + 2 * r.log() - (a.mean - b.mean) ** 2 - r ** 2)
 
 # %% ../../nbs/23_model.objective.ipynb #c4c76f89
+def all_cells(batch: Batch) -> Whole:
+    "All cells of the step: those of the batch, or of all processes' batches."
+    return batch.whole or Whole(batch.label, batch.fail, batch.paired, 0, 1)
+
 def draw(vae: VAE, batch: Batch, s: Settings, generator: torch.Generator) -> tuple[Noise, Noise | None]:
-    "The random numbers that one pass over this batch needs."
-    shape = s.particles, len(vae.perturbations.nodes_of(batch.label)), len(batch.label), vae.grn.n, vae.latent
-    make = lambda: draw_noise(*shape, generator, batch.x.device)
+    "The random numbers that one pass over this batch needs. They are drawn for all processes' cells, by each process alike."
+    w = all_cells(batch)
+    shape, own = (s.particles, len(vae.perturbations.nodes_of(w.label)), len(w.label), vae.grn.n, vae.latent), slice(w.start, w.start + len(batch.label))
+    def make(): noise = draw_noise(*shape, generator, batch.x.device); return noise._replace(basal=noise.basal[:, own])
     return make(), make() if s.divergence == "published" else None
 
 # %% ../../nbs/23_model.objective.ipynb #b8cd098c
-def log_p(vae: VAE, batch: Batch, z_b, z_p, z_a) -> torch.Tensor:  # (S, B)
-    "Log likelihood of the counts, particle by particle, one after the other."
-    constant, S = count_constant(batch.x, vae.log_theta), z_b.shape[0]
-    def one(s):
-        log_mu = log_mean(vae.decode(z_b[s], z_p[s], z_a[s], batch.batch), batch.library, vae.size_factor)
-        like = log_likelihood(batch.x, log_mu, vae.log_theta, constant)
-        return like if vae.log_theta_target is None else like.index_add(0, *_target_change(vae, batch, log_mu))
-    return torch.stack([one(s) for s in range(S)])
-
-def _target_change(vae, batch, log_mu):
-    "Cells in which a gene was targeted, and by how much its own inverse dispersion there changes the log likelihood."
+def _own_dispersion(vae, batch):
+    "Log inverse dispersion of every entry (B, genes), and by how much the entries with one of their own change the constant part of each cell (B,)."
     cell, gene, node = vae.target_columns(batch.label)
-    x, m = batch.x[cell, gene, None], log_mu[cell, gene, None]
-    return cell, log_likelihood(x, m, vae.log_theta_target[node, None]) - log_likelihood(x, m, vae.log_theta[gene, None])
+    x, own, usual = batch.x[cell, gene, None], vae.log_theta_target[node, None], vae.log_theta[gene, None]
+    change = batch.x.new_zeros(len(batch.x)).index_add(0, cell, count_constant(x, own) - count_constant(x, usual))
+    return vae.log_theta.expand_as(batch.x).index_put((cell, gene), own[:, 0]), change
+
+def reconstruction(vae: VAE, batch: Batch, z_b, z_p, z_a, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "Sum over particles and cells of weight (B,) times log likelihood; and, without gradient, what each (S, B) loses by its means."
+    log_theta, constant = vae.log_theta, count_constant(batch.x, vae.log_theta, weight)
+    if vae.log_theta_target is not None:
+        log_theta, change = _own_dispersion(vae, batch)
+        constant = constant + change @ weight
+    (hidden, direct), position = vae.hidden(z_b, z_p, z_a, batch.batch), vae.position[vae.position >= 0]
+    in_S = None if vae.size_factor.all() else vae.size_factor.to(hidden.dtype)
+    loss, lost = FusedLikelihood.apply(hidden, vae.logits.weight, vae.logits.bias, direct, position, batch.x, batch.library, log_theta, in_S, weight)
+    return loss + len(hidden) * constant, lost
+
+@torch.no_grad()
+def log_p(vae: VAE, batch: Batch, z_b, z_p, z_a) -> torch.Tensor:  # (S, B)
+    "Log likelihood of the counts, without gradient."
+    constant = count_constant(batch.x, vae.log_theta) + (0 if vae.log_theta_target is None else _own_dispersion(vae, batch)[1])
+    return constant + reconstruction(vae, batch, z_b, z_p, z_a, torch.zeros_like(batch.library))[1]
+
+def cell_weight(batch: Batch, s: Settings) -> torch.Tensor:  # (B,)
+    "What the log likelihood of each cell counts: the same, or as published by the share of the other quality in the batch."
+    alpha = all_cells(batch).fail.mean()
+    return (1 - batch.fail) * alpha + batch.fail * (1 - alpha) if s.reconstruction == "quality share" else torch.ones_like(batch.fail)
 
 # %% ../../nbs/23_model.objective.ipynb #8f4dec1b
 def _plates(vae, batch, nodes, counts):
-    "How much of each node's plate this batch bears (U,), and of the artifact's, both divided by the number of cells."
-    P, B = vae.perturbations, len(batch.label)
+    "How much of each node's plate this step bears (U,), and of the artifact's, both divided by the number of cells."
+    P, w = vae.perturbations, all_cells(batch)
     node_cells, n_fail = counts or (P.node_cells, P.n_fail)
-    carried = F.one_hot(P.targets[batch.label[batch.label >= 0]].flatten(), P.n + 1).sum(0)[:-1]
-    return (carried[nodes] / node_cells[nodes].clamp_min(1)) / B, batch.fail.sum() / n_fail.clamp_min(1) / B
+    carried = torch.bincount(P.targets[w.label[w.label >= 0]].flatten(), minlength=P.n + 1)
+    return (carried[nodes] / node_cells[nodes].clamp_min(1)) / len(w.label), w.fail.sum() / n_fail.clamp_min(1) / len(w.label)
 
 def kl_terms(vae: VAE, batch: Batch, nodes, E, q_b, z_b, q_a, e_a, sampled: bool, counts=None) -> dict[str, torch.Tensor]:
     "KL of z_b, E, M and E_a, each per cell of the batch."
-    grn, unit = vae.grn, Gaussian(torch.zeros(()).to(z_b), torch.ones(()).to(z_b))
+    grn, w, unit = vae.grn, all_cells(batch), Gaussian(torch.zeros(()).to(z_b), torch.ones(()).to(z_b))
     prior = Gaussian(unit.mean, vae.log_tau.exp())
     kl = (lambda z, q, p: log_normal(z, q) - log_normal(z, p)) if sampled else (lambda z, q, p: gaussian_kl(q, p))
     logit = torch.logit(torch.sigmoid(grn.edge_logit[nodes]), EPS)
     mask_kl = log_bernoulli(E.mask, logit) - log_bernoulli(E.mask, torch.logit(grn.edge_prior)) if sampled else bernoulli_kl(logit, grn.edge_prior)[None]
     per_node, per_artifact = _plates(vae, batch, nodes, counts)
-    return dict(basal=kl(z_b, q_b, unit).sum(-1).mean(),
+    return dict(basal=kl(z_b, q_b, unit).sum(-1).mean(0).sum() * (w.parts / len(w.label)),
                 effect=(kl(E.effect, E.q, prior).sum(-1).mean(0) * per_node).sum(),
                 mask=((mask_kl * grn.allowed[nodes]).sum(-1).mean(0) * per_node).sum(),
                 artifact=kl(e_a, q_a, unit).sum(-1).mean() * per_artifact)
 
 # %% ../../nbs/23_model.objective.ipynb #7916478d
-def counterfactual(vae: VAE, batch: Batch, x_std, z_p, e_a, z_p_cf, e_a_cf, published: bool) -> torch.Tensor:
-    "Divergence of the basal posteriors of partner and cell under the opposite quality label."
-    if not batch.paired.any(): return x_std.new_zeros(())
-    flip = (1 - batch.fail)[:, None]
-    a = vae.encode(vae.standardise(batch.partner), z_p_cf, flip * e_a_cf, batch.batch)
-    b = vae.encode(x_std, z_p, flip * e_a, batch.batch)
-    if published: return published_divergence(a, b)[:, batch.paired].mean(0).sum()
-    return gaussian_kl(a, b)[:, batch.paired].sum(-1).mean()
+def counterfactual(vae: VAE, batch: Batch, flipped: Gaussian, z_p_cf, e_a_cf, published: bool) -> torch.Tensor:
+    "Divergence of the basal posteriors of partner and cell under the opposite quality label. `flipped` (S, B, L): that of the cell."
+    w = all_cells(batch)
+    if not w.paired.any(): return flipped.mean.new_zeros(())
+    a = vae.encode(vae.standardise(batch.partner), z_p_cf, (1 - batch.fail)[:, None] * e_a_cf, batch.batch)
+    each = ((published_divergence if published else gaussian_kl)(a, flipped).sum(-1)[:, batch.paired]).mean(0).sum() * w.parts
+    return each if published else each / w.paired.sum()
 
 # %% ../../nbs/23_model.objective.ipynb #ed11274f
 def alignment(vae: VAE, batch: Batch, nodes, s: Settings) -> torch.Tensor:
     "The alignment error of this batch, unweighted."
-    P = vae.perturbations
+    P, w = vae.perturbations, all_cells(batch)
     rows = vae.grn.shift(nodes, P.kappa) if s.accumulation == "effects" else vae.grn.accumulate(nodes)
-    if s.shift == "cell": return published_alignment(P.gather(rows, nodes, batch.label), batch.shift, s.eps)
-    label, count = batch.label[batch.label >= 0].unique(return_counts=True)
+    if s.shift == "cell": return published_alignment(P.gather(rows, nodes, batch.label), batch.shift, s.eps) * (w.parts * len(batch.label) / len(w.label))
+    label, count = w.label[w.label >= 0].unique(return_counts=True)
     if not len(label): return vae.grn.edge_logit.new_zeros(())
     share = count / P.cells[label].clamp_min(1)                            # every perturbation counts once per epoch
-    return (shift_alignment(P.gather(rows, nodes, label), P.mean[label], P.se[label]) * share).sum() / len(batch.label)
+    return (shift_alignment(P.gather(rows, nodes, label), P.mean[label], P.se[label]) * share).sum() / len(w.label)
 
 # %% ../../nbs/23_model.objective.ipynb #94d5cda3
 def decoder_penalty(vae: VAE, scale: float) -> torch.Tensor:
@@ -185,25 +204,22 @@ def objective(
     counts: tuple | None = None,  # cells that carry each node (n,) and failing cells, over which the plates are spread; None takes those of training
 ) -> dict[str, torch.Tensor]:
     "All terms of the loss, as scalars to be minimised; `total` is their weighted sum, `elbo` the negative ELBO per cell."
-    P, u = vae.perturbations, batch.fail[:, None]
-    nodes = P.nodes_of(batch.label)
-    E = vae.effects(nodes, noise.mask, noise.effect)
-    z_p, (e_a, q_a) = P.gather(E.latent, nodes, batch.label), vae.artifact(noise.artifact)
-    x_std = vae.standardise(batch.x)
-    q_b = vae.encode(x_std, z_p, u * e_a, batch.batch)
+    P, w, u = vae.perturbations, all_cells(batch), batch.fail[:, None]
+    nodes = P.nodes_of(w.label)
+    at, E, (e_a, q_a) = P.find(nodes, batch.label), vae.effects(nodes, noise.mask, noise.effect), vae.artifact(noise.artifact)
+    z_p, z_a, x_std = Rows(E.latent, at), u * e_a, vae.standardise(batch.x)
+    both = vae.encode(x_std, z_p, torch.stack([z_a, (1 - u) * e_a]), batch.batch) if s.beta else vae.encode(x_std, z_p, z_a[None], batch.batch)   # under the cell's own quality label, and under the other
+    q_b = Gaussian(both.mean[0], both.std[0])
     z_b = q_b.sample(noise.basal)
 
-    like = log_p(vae, batch, z_b, z_p, u * e_a)
-    alpha = batch.fail.mean()
-    weight = (1 - batch.fail) * alpha + batch.fail * (1 - alpha) if s.reconstruction == "quality share" else 1.0
+    sum_like, _ = reconstruction(vae, batch, z_b, z_p, z_a, cell_weight(batch, s))
     kl = kl_terms(vae, batch, nodes, E, q_b, z_b, q_a, e_a, s.kl == "sampled", counts)
 
-    z_p_cf, e_a_cf = z_p, e_a
-    if s.divergence == "published":
-        z_p_cf = P.gather(vae.effects(nodes, partner_noise.mask, partner_noise.effect).latent, nodes, batch.label)
-        e_a_cf, _ = vae.artifact(partner_noise.artifact)
-    out = dict(reconstruction=-(like * weight).mean(), **{f"kl_{k}": v for k, v in kl.items()},
-               counterfactual=s.beta * counterfactual(vae, batch, x_std, z_p, e_a, z_p_cf, e_a_cf, s.divergence == "published"),
+    z_p_cf, e_a_cf, published = z_p, e_a, s.divergence == "published"
+    if published and s.beta:
+        z_p_cf, (e_a_cf, _) = Rows(vae.effects(nodes, partner_noise.mask, partner_noise.effect).latent, at), vae.artifact(partner_noise.artifact)
+    out = dict(reconstruction=-sum_like * (w.parts / (len(z_b) * len(w.label))), **{f"kl_{k}": v for k, v in kl.items()},
+               counterfactual=s.beta * counterfactual(vae, batch, Gaussian(both.mean[-1], both.std[-1]), z_p_cf, e_a_cf, published) if s.beta else x_std.new_zeros(()),
                alignment=s.alignment_weight * alignment(vae, batch, nodes, s), sparsity=s.sparsity * vae.grn.sparsity())
     if s.decoder_prior is not None: out["decoder_prior"] = decoder_penalty(vae, s.decoder_prior)
     if s.accumulation == "effects": out["effect_prior"] = vae.grn.departure() / P.n_cells
