@@ -1,0 +1,148 @@
+"""The training step: the plain formulation of chapter 93 against ours, on the CPU or on a GPU, in one run.
+
+    python tools/bench.py speed                                     on this machine's CPU; writes benchmarks/speed.json
+    python tools/bench_speed.py --device cuda --out speed-gpu.json  alone, with fewer packages, on a machine with a GPU
+
+A step is loss, gradients, clipping and Adam, of the published preset with K562's sizes. Rounds are interleaved (one plain step, then two of each other kind), and medians are reported.
+"""
+import argparse, collections, contextlib, datetime, json, platform, statistics, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np, pandas as pd, torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gpovae.model.fused import one_pass, use_compiled
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPES = dict(small=(512, 5000, 80), large=(512, 8563, 620))    # cells, genes, nodes; 5 particles
+
+
+def chapter():
+    "What the cells marked `#| plain` of chapter 93 define: the plain formulation, and a batch to try it on."
+    cells, names = json.loads((ROOT / "nbs/93_speed.ipynb").read_text(encoding="utf-8"))["cells"], dict(np=np, pd=pd)
+    for c in cells:
+        if "".join(c["source"]).startswith("#| plain"): exec("".join(c["source"]), names)
+    return argparse.Namespace(**names)
+
+
+class Products(TorchDispatchMode):
+    "Takes down every matrix product, so that it can be counted and done again alone."
+    def __init__(self): super().__init__(); self.done = []
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        name = f.overloadpacket.__name__
+        if name in ("mm", "addmm", "addmm_", "bmm"): self.done.append((tuple(args[-2].shape), args[-2].stride(), tuple(args[-1].shape), args[-1].stride(), args[-1].dtype))
+        return f(*args, **(kwargs or {}))
+    def gflop(self): return sum(2 * int(np.prod(a)) * b[-1] for a, _, b, *_ in self.done) / 1e9
+    def again(self, device):
+        "A function that does them all again, on other numbers in the same layout."
+        def like(shape, stride, dtype, made={}):
+            key = shape, stride, dtype, device
+            if key not in made: made[key] = torch.empty_strided(shape, stride, dtype=dtype, device=device).normal_()
+            return made[key]
+        pairs = [(like(a, sa, t), like(b, sb, t)) for a, sa, b, sb, t in self.done]
+        def run():
+            for a, b in pairs: torch.matmul(a, b)
+        return run
+
+
+def synchronised(device): torch.cuda.synchronize() if device == "cuda" else None
+
+def seconds(f, device):
+    synchronised(device); start = time.perf_counter(); f(); synchronised(device)
+    return time.perf_counter() - start
+
+
+def steps(shape, device, rounds, ladder=True):
+    "Seconds of every kind of step, and what the lean one consists of."
+    c = chapter()
+    vae, batch, s = c.make(*shape, device=device)
+    lean, naive = c.both(vae, batch, s)
+    kinds = {"plain": (naive, ())} | ({f"saved {i}": (lambda i=i: naive(frozenset(c.SAVINGS[:i])), ()) for i in range(1, len(c.SAVINGS) + 1)} if ladder else {})
+    kinds |= {"lean, eager": (lean, ()), "lean, compiled": (lean, (use_compiled,)), "lean, compiled, bf16": (lean, (use_compiled, lambda: torch.autocast(device, torch.bfloat16)))}
+    adam = {k: torch.optim.Adam(vae.parameters(), lr=0., weight_decay=1e-6, fused=k.startswith("lean")) for k in kinds}    # learning rate 0: all kinds stay at the same weights
+    def step(kind):
+        loss, around = kinds[kind]
+        with contextlib.ExitStack() as stack:
+            for a in around: stack.enter_context(a())
+            adam[kind].zero_grad(); value = loss()
+        value.backward(); torch.nn.utils.clip_grad_norm_(vae.parameters(), 100.); adam[kind].step()
+        return value.item()
+    with Products() as products: step("lean, eager")
+    again, peak = products.again(device), {}
+    loss, took = {k: step(k) for k in kinds}, collections.defaultdict(list)
+    same = c.differences(c.gradients(vae, lean), c.gradients(vae, naive))
+    for _ in range(rounds):
+        for k in kinds:
+            for _ in range(2 if k.startswith("lean") else 1):
+                if device == "cuda": torch.cuda.reset_peak_memory_stats()
+                took[k].append(seconds(lambda: step(k), device))
+                if device == "cuda": peak[k] = torch.cuda.max_memory_allocated() / 2**30
+        took["products alone"].append(seconds(again, device))
+    middle = {k: statistics.median(v) for k, v in took.items()}
+    with contextlib.ExitStack() as stack:
+        with Products() as all_products: naive()
+    return dict(cells=shape[0], genes=shape[1], nodes=shape[2], particles=s.particles, perturbations_in_batch=len(vae.perturbations.nodes_of(batch.label)), rounds=rounds, seconds=middle, all_seconds=dict(took),
+                times_faster={k: middle["plain"] / v for k, v in middle.items()}, gflop=products.gflop(), plain_forward_gflop=all_products.gflop(), share_of_products=middle["products alone"] / min(v for k, v in middle.items() if k in ("lean, eager", "lean, compiled")),
+                difference_of_loss=same[0], difference_of_gradients=same[1], loss=loss, savings=c.SAVINGS, peak_gib=peak)
+
+
+def memory(shape):
+    "Peak memory in GiB of a fresh process that takes five compiled lean steps."
+    code = f"""
+import resource, sys, torch; sys.path.insert(0, {str(ROOT / 'tools')!r}); import bench_speed as b
+c = b.chapter(); vae, batch, s = c.make(*{shape!r})
+from gpovae.model.objective import draw, objective
+before, g, adam = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, torch.Generator().manual_seed(0), torch.optim.Adam(vae.parameters(), fused=True)
+for _ in range(5): adam.zero_grad(); objective(vae, batch, s, *draw(vae, batch, s, g))["total"].backward(); adam.step()
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"""
+    return dict(zip(("before the first step", "peak"), map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())))
+
+
+def limits(device):
+    "What the machine can do: bytes moved by a copy, and matrix products."
+    n, out = (8192, {}) if device == "cuda" else (2048, {})
+    a = torch.randn(n, n, device=device)
+    best = lambda f, k=5: min(seconds(f, device) for _ in range(k + 2))
+    big = torch.randn(2**28 if device == "cuda" else 2**25, device=device); target = torch.empty_like(big)
+    out["copy_gb_s"] = 2 * big.numel() * 4 / best(lambda: target.copy_(big)) / 1e9
+    out["float32_gflop_s"] = 2 * n**3 / best(lambda: a @ a) / 1e9
+    b = a.bfloat16() if device == "cuda" else a[:512, :512].bfloat16(); out["bf16_gflop_s"] = 2 * len(b)**3 / best(lambda: b @ b) / 1e9
+    return out
+
+
+def one_pass_rate(shape, device, particles=5):
+    "GB/s of the compiled pass over logits: what it must read and write (logits, counts; two derivatives), and what it takes beside one copy."
+    B, G, _ = shape
+    S = particles if device == "cuda" else 1
+    f, x, weight = torch.randn(S, B, G, device=device), torch.poisson(torch.ones(B, G, device=device)), torch.ones(B, device=device)
+    arguments = f, x, x.sum(1), torch.ones(G, device=device), None, weight
+    compiled = torch.compile(one_pass, dynamic=True); compiled(*arguments)
+    times = [seconds(lambda: compiled(*arguments), device) for _ in range(8)]
+    return dict(ns_per_entry=1e9 * min(times) / f.numel(), gb_s=(3 * f.numel() + x.numel()) * 4 / min(times) / 1e9, particles=S)
+
+
+def machine(device): return torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def measure(device="cpu", rounds=5, shapes=SHAPES):
+    found = dict(device=machine(device), torch=torch.__version__, limits=limits(device), shapes={})
+    for name, shape in shapes.items():
+        r = found["shapes"][name] = steps(shape, device, rounds)
+        r["one_pass"] = one_pass_rate(shape, device)
+        if device == "cpu": r["memory_gib"] = memory(shape)
+        print(f"\n{machine(device)}: {shape[0]} cells x {shape[1]:,} genes x {shape[2]} nodes x {r['particles']} particles, {r['perturbations_in_batch']} perturbations in the batch; {r['gflop']:.0f} GFLOP of products, {r['share_of_products']:.0%} of the step; "
+              f"loss differs by {r['difference_of_loss']:.0e}, gradients by {r['difference_of_gradients']:.0e}" + (f"; peak {r['memory_gib']['peak']:.2f} GiB" if device == "cpu" else ""))
+        print(pd.DataFrame(dict(seconds=r["seconds"], times_faster=r["times_faster"])).round(4).to_string(), flush=True)
+    return found
+
+
+def speed(options): return measure("cpu", rounds=options.seeds)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"]); parser.add_argument("--rounds", type=int, default=5); parser.add_argument("--out", type=Path)
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="of " + ", ".join(SHAPES))
+    options = parser.parse_args()
+    found = dict(date=datetime.date.today().isoformat(), command=" ".join(["python", *sys.argv])) | measure(options.device, options.rounds, {k: SHAPES[k] for k in options.shapes.split(",")})
+    if options.out: options.out.write_text(json.dumps(found, indent=1))
