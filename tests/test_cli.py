@@ -42,12 +42,6 @@ def test_evaluate_prints_tables_and_writes_a_report(run_folder, tmp_path):
     assert scores["biology"]["known.csv"]["model"]["known"] == 20 and scores["energy"] is None
 
 
-def test_compare_writes_a_report(run_folder, tmp_path):
-    status, text = gpovae("compare", run_folder / "run", "--out", tmp_path / "c", "--quiet")
-    assert status == 0, text
-    assert {"compare.html", "compare.ipynb", "compare.json"} == {p.name for p in (tmp_path / "c").iterdir()}
-
-
 def test_score_of_any_model(run_folder, tmp_path):
     prepared = ad.read_h5ad(run_folder / "prepared.h5ad")
     for split in ("train", "test"):
