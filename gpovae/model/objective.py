@@ -120,10 +120,10 @@ def draw(vae: VAE, batch: Batch, s: Settings, generator: torch.Generator) -> tup
 # %% ../../nbs/23_model.objective.ipynb #b8cd098c
 def _own_dispersion(vae, batch):
     "Log inverse dispersion of every entry (B, genes), and by how much the entries with one of their own change the constant part of each cell (B,)."
-    cell, gene, node = vae.target_columns(batch.label)
-    x, own, usual = batch.x[cell, gene, None], vae.log_theta_target[node, None], vae.log_theta[gene, None]
-    change = batch.x.new_zeros(len(batch.x)).index_add(0, cell, count_constant(x, own) - count_constant(x, usual))
-    return vae.log_theta.expand_as(batch.x).index_put((cell, gene), own[:, 0]), change
+    gene, node, there = vae.target_columns(batch.label)
+    usual, own, x = vae.log_theta[gene], vae.log_theta_target[node], torch.where(there, batch.x.gather(1, gene), 0.0)
+    change = (count_constant(x.view(-1, 1), own.view(-1, 1)) - count_constant(x.view(-1, 1), usual.view(-1, 1))).view(x.shape).sum(1)
+    return vae.log_theta.expand_as(batch.x).scatter_add(1, gene, torch.where(there, own - usual, 0.0)), change
 
 def reconstruction(vae: VAE, batch: Batch, z_b, z_p, z_a, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "Sum over particles and cells of weight (B,) times log likelihood; and, without gradient, what each (S, B) loses by its means."
@@ -131,9 +131,8 @@ def reconstruction(vae: VAE, batch: Batch, z_b, z_p, z_a, weight: torch.Tensor) 
     if vae.log_theta_target is not None:
         log_theta, change = _own_dispersion(vae, batch)
         constant = constant + change @ weight
-    (hidden, direct), position = vae.hidden(z_b, z_p, z_a, batch.batch), vae.position[vae.position >= 0]
-    in_S = None if vae.size_factor.all() else vae.size_factor.to(hidden.dtype)
-    loss, lost = FusedLikelihood.apply(hidden, vae.logits.weight, vae.logits.bias, direct, position, batch.x, batch.library, log_theta, in_S, weight)
+    (hidden, direct), in_S = vae.hidden(z_b, z_p, z_a, batch.batch), vae.size_factor.to(batch.x.dtype)
+    loss, lost = FusedLikelihood.apply(hidden, vae.logits.weight, vae.logits.bias, direct, vae.position[vae.seen], batch.x, batch.library, log_theta, in_S, weight)
     return loss + len(hidden) * constant, lost
 
 @torch.no_grad()
@@ -152,7 +151,8 @@ def _plates(vae, batch, nodes, counts):
     "How much of each node's plate this step bears (U,), and of the artifact's, both divided by the number of cells."
     P, w = vae.perturbations, all_cells(batch)
     node_cells, n_fail = counts or (P.node_cells, P.n_fail)
-    carried = torch.bincount(P.targets[w.label[w.label >= 0]].flatten(), minlength=P.n + 1)
+    carried = P.find(torch.arange(P.n, device=w.label.device), w.label).flatten()
+    carried = node_cells.new_zeros(P.n + 1).index_add(0, carried, node_cells.new_ones(()).expand(len(carried)))
     return (carried[nodes] / node_cells[nodes].clamp_min(1)) / len(w.label), w.fail.sum() / n_fail.clamp_min(1) / len(w.label)
 
 def kl_terms(vae: VAE, batch: Batch, nodes, E, q_b, z_b, q_a, e_a, sampled: bool, counts=None) -> dict[str, torch.Tensor]:
@@ -172,10 +172,9 @@ def kl_terms(vae: VAE, batch: Batch, nodes, E, q_b, z_b, q_a, e_a, sampled: bool
 def counterfactual(vae: VAE, batch: Batch, flipped: Gaussian, z_p_cf, e_a_cf, published: bool) -> torch.Tensor:
     "Divergence of the basal posteriors of partner and cell under the opposite quality label. `flipped` (S, B, L): that of the cell."
     w = all_cells(batch)
-    if not w.paired.any(): return flipped.mean.new_zeros(())
     a = vae.encode(vae.standardise(batch.partner), z_p_cf, (1 - batch.fail)[:, None] * e_a_cf, batch.batch)
-    each = ((published_divergence if published else gaussian_kl)(a, flipped).sum(-1)[:, batch.paired]).mean(0).sum() * w.parts
-    return each if published else each / w.paired.sum()
+    each = torch.where(batch.paired, (published_divergence if published else gaussian_kl)(a, flipped).sum(-1), 0.0).mean(0).sum() * w.parts
+    return each if published else each / w.paired.sum().clamp_min(1)
 
 # %% ../../nbs/23_model.objective.ipynb #ed11274f
 def alignment(vae: VAE, batch: Batch, nodes, s: Settings) -> torch.Tensor:
@@ -183,9 +182,9 @@ def alignment(vae: VAE, batch: Batch, nodes, s: Settings) -> torch.Tensor:
     P, w = vae.perturbations, all_cells(batch)
     rows = vae.grn.shift(nodes, P.kappa) if s.accumulation == "effects" else vae.grn.accumulate(nodes)
     if s.shift == "cell": return published_alignment(P.gather(rows, nodes, batch.label), batch.shift, s.eps) * (w.parts * len(batch.label) / len(w.label))
-    label, count = w.label[w.label >= 0].unique(return_counts=True)
-    if not len(label): return vae.grn.edge_logit.new_zeros(())
-    share = count / P.cells[label].clamp_min(1)                            # every perturbation counts once per epoch
+    count = P.cells.new_zeros(len(P.cells) + 1).index_add(0, w.label % (len(P.cells) + 1), P.cells.new_ones(()).expand(len(w.label)))[:-1]     # control, -1, comes last
+    label = torch.arange(len(count), device=count.device) if count.is_cuda else count.nonzero().flatten()
+    share = count[label] / P.cells[label].clamp_min(1)                     # every perturbation counts once per epoch
     return (shift_alignment(P.gather(rows, nodes, label), P.mean[label], P.se[label]) * share).sum() / len(w.label)
 
 # %% ../../nbs/23_model.objective.ipynb #94d5cda3

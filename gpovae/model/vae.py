@@ -87,6 +87,7 @@ class Perturbations(nn.Module):
         self.register_buffer("node_cells", torch.from_numpy(np.asarray(cells, float) @ own).float())   # (n,) cells that carry each node
         self.register_buffer("n_fail", torch.tensor(float(n_fail)))
         self.register_buffer("n_cells", self.cells.sum() + n_controls)
+        self.register_buffer("every", torch.from_numpy(np.flatnonzero(own.any(0))), persistent=False)
 
     def find(self, nodes: torch.Tensor, label: torch.Tensor) -> torch.Tensor:  # (B, k)
         "Where the targets of each label (-1: none) stand among the sorted `nodes` (U,); U for none."
@@ -99,7 +100,8 @@ class Perturbations(nn.Module):
         return Rows(rows, self.find(nodes, label)).each()
 
     def nodes_of(self, label: torch.Tensor) -> torch.Tensor:
-        "Sorted nodes targeted by any of these labels."
+        "Sorted nodes targeted by any of these labels; on a GPU by any label at all, so that shapes stay the same and nothing has to be waited for."
+        if label.is_cuda: return self.every
         t = self.targets[label[label >= 0].unique()].unique()
         return t[t < self.n]
 
@@ -152,7 +154,7 @@ class VAE(nn.Module):
         self.logits, self.log_theta = nn.Linear(decoder[0], n_genes), nn.Parameter(torch.zeros(n_genes))
         self.log_tau = nn.Parameter(torch.zeros(n), requires_grad=anchored)   # prior scale of E: 1 as published, learnt when anchored
         self.log_theta_target = nn.Parameter(torch.zeros(n)) if target_dispersion else None
-        self.register_buffer("position", torch.as_tensor(position).long())
+        self.register_buffer("position", torch.as_tensor(position).long()); self.register_buffer("seen", (self.position >= 0).nonzero().flatten(), persistent=False)
         self.register_buffer("log_x_mean", torch.zeros(n_genes)); self.register_buffer("log_x_std", torch.ones(n_genes))
         self.register_buffer("size_factor", torch.ones(n_genes, dtype=torch.bool) if size_factor is None else torch.as_tensor(size_factor))
         if anchored:
@@ -179,13 +181,13 @@ class VAE(nn.Module):
     def hidden(self, z_b, z_p, z_a, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         "The decoder's last hidden layer (S, B, width), and what z_p adds to the logits of measured nodes as it stands (S, B, measured), if anything."
         h = self.decoder(z_b, z_p, z_a, *self.covariate(batch))
-        return h, (z_p.each() if isinstance(z_p, Rows) else z_p)[..., self.position >= 0] if self.anchored else None
+        return h, (z_p.each() if isinstance(z_p, Rows) else z_p).index_select(-1, self.seen) if self.anchored else None
 
     def decode(self, z_b: torch.Tensor, z_p: torch.Tensor, z_a: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         "(S, B, genes) logits f."
         h, direct = self.hidden(z_b, z_p, z_a, batch)
         f = self.logits(h)
-        return f if direct is None else f.index_add(-1, self.position[self.position >= 0], direct.expand(*f.shape[:-1], -1))
+        return f if direct is None else f.index_add(-1, self.position[self.seen], direct.expand(*f.shape[:-1], -1))
 
 # %% ../../nbs/22_model.vae.ipynb #82c3b3e9
 @patch
@@ -223,9 +225,10 @@ def inverse_dispersion(self: VAE, targeted: list[int] = ()) -> torch.Tensor:
     return log_theta.exp()
 
 @patch
-def target_columns(self: VAE, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "Cells whose measured gene was targeted: position of the cell, column of the gene, node (three times (K,))."
-    P, position = self.perturbations, F.pad(self.position, (0, 1), value=-1)
-    nodes = torch.where(label[:, None] >= 0, P.targets[label], P.n)
-    cell, which = (position[nodes] >= 0).nonzero(as_tuple=True)
-    return cell, position[nodes[cell, which]], nodes[cell, which]
+def target_columns(self: VAE, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # (B, k) each
+    "The targets of each cell: column of the gene, node, and whether there is a target with a column; where not, column and node are 0."
+    P = self.perturbations
+    node = torch.where(label[:, None] >= 0, P.targets[label], P.n)
+    gene = F.pad(self.position, (0, 1), value=-1)[node]
+    there = gene >= 0
+    return torch.where(there, gene, 0), torch.where(there, node, 0), there
