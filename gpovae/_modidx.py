@@ -585,6 +585,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'gpovae/model/likelihood.py'),
                                          'gpovae.model.likelihood.Deviance.forward': ( 'model.likelihood.html#deviance.forward',
                                                                                        'gpovae/model/likelihood.py'),
+                                         'gpovae.model.likelihood._without_waiting': ( 'model.likelihood.html#_without_waiting',
+                                                                                       'gpovae/model/likelihood.py'),
                                          'gpovae.model.likelihood.count_constant': ( 'model.likelihood.html#count_constant',
                                                                                      'gpovae/model/likelihood.py'),
                                          'gpovae.model.likelihood.deviance_terms': ( 'model.likelihood.html#deviance_terms',

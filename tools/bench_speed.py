@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpovae.model.fused import one_pass, use_compiled
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPES = dict(small=(512, 5000, 80), large=(512, 8563, 620))    # cells, genes, nodes; 5 particles
+SHAPES = dict(small=(512, 5000, 80), large=(512, 8563, 620), many=(4096, 8563, 620))    # cells, genes, nodes; 5 particles
 
 
 def chapter():
@@ -52,6 +52,26 @@ def seconds(f, device):
     return time.perf_counter() - start
 
 
+class Step(torch.nn.Module):
+    "Total loss of one batch, as a module of tensors in and tensors out, which is what a CUDA graph can hold."
+    def __init__(self, vae, settings, low=False): super().__init__(); self.vae, self.settings, self.low = vae, settings, low
+    def forward(self, x, library, label, fail, batch, partner, paired, shift, *noise):
+        from gpovae.data.batches import Batch
+        from gpovae.model.objective import objective
+        from gpovae.model.vae import Noise
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.low, cache_enabled=False):
+            return objective(self.vae, Batch(x, library, label, fail, batch, partner, paired, shift), self.settings, Noise(*noise[:4]), Noise(*noise[4:]))["total"]
+
+
+def graphed(vae, batch, s, low=False, seed=1):
+    "The lean loss as a CUDA graph: the kernels of a step are launched at once."
+    from gpovae.model.objective import draw
+    noise = draw(vae, batch, s, torch.Generator().manual_seed(seed))
+    tensors = *batch[:8], *noise[0], *noise[1]
+    with use_compiled(): step = torch.cuda.make_graphed_callables(Step(vae, s, low), tensors, allow_unused_input=True)
+    return lambda: step(*tensors)
+
+
 def steps(shape, device, rounds, ladder=True):
     "Seconds of every kind of step, and what the lean one consists of."
     c = chapter()
@@ -59,6 +79,10 @@ def steps(shape, device, rounds, ladder=True):
     lean, naive = c.both(vae, batch, s)
     kinds = {"plain": (naive, ())} | ({f"saved {i}": (lambda i=i: naive(frozenset(c.SAVINGS[:i])), ()) for i in range(1, len(c.SAVINGS) + 1)} if ladder else {})
     kinds |= {"lean, eager": (lean, ()), "lean, compiled": (lean, (use_compiled,)), "lean, compiled, bf16": (lean, (use_compiled, lambda: torch.autocast(device, torch.bfloat16)))}
+    if device == "cuda":
+        for name, low in (("lean, graphed", False), ("lean, graphed, bf16", True)):
+            try: kinds[name] = graphed(vae, batch, s, low), ()
+            except Exception as e: print(f"{name}: {type(e).__name__}: {e}")
     adam = {k: torch.optim.Adam(vae.parameters(), lr=0., weight_decay=1e-6, fused=k.startswith("lean")) for k in kinds}    # learning rate 0: all kinds stay at the same weights
     def step(kind):
         loss, around = kinds[kind]
@@ -124,9 +148,10 @@ def one_pass_rate(shape, device, particles=5):
 def machine(device): return torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def measure(device="cpu", rounds=5, shapes=SHAPES):
+def measure(device="cpu", rounds=5, shapes=None):
+    torch._dynamo.config.cache_size_limit = 64
     found = dict(device=machine(device), torch=torch.__version__, limits=limits(device), shapes={})
-    for name, shape in shapes.items():
+    for name, shape in (shapes or {k: SHAPES[k] for k in ("small", "large")}).items():
         r = found["shapes"][name] = steps(shape, device, rounds)
         r["one_pass"] = one_pass_rate(shape, device)
         if device == "cpu": r["memory_gib"] = memory(shape)

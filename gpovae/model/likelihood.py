@@ -46,13 +46,18 @@ def perfect(
     theta = log_theta.exp()
     return stirling_error(theta + x) - stirling_error(theta) - stirling_error(x) - 0.5 * (2 * math.pi * x).log() - 0.5 * torch.log1p(x / theta)
 
+def _without_waiting(x, log_theta, weight):
+    "The weighted sum of `count_constant` for a GPU: nothing there depends on how many counts are large."
+    counts, large = torch.stack([weight @ (x == v).to(weight) for v in range(FEW + 1)]), ~((x <= FEW) & (x == x.round()))
+    return (counts * perfect_table(log_theta)).sum() + weight @ torch.where(large, perfect(torch.where(large, x, FEW + 1.0), log_theta), 0.0).sum(1)
+
 def count_constant(
     x: torch.Tensor,          # (cells, genes) raw counts
     log_theta: torch.Tensor,  # (genes,) log inverse dispersion
     weight: torch.Tensor | None = None,  # (cells,) of each cell
 ) -> torch.Tensor:  # (cells,), or their weighted sum
     "Log likelihood of the counts if every mean were right: the part that does not depend on the decoder, summed over genes."
-    if x.is_cuda: each = torch.where(x == 0, 0.0, perfect(torch.where(x == 0, 1.0, x), log_theta)).sum(1); return each if weight is None else each @ weight   # arithmetic is cheap there, waiting is not
+    if x.is_cuda and log_theta.ndim == 1 and weight is not None: return _without_waiting(x, log_theta, weight)
     listed = (x <= FEW) & (x == x.round()) if log_theta.ndim == 1 else x == 0
     cell, gene = (~listed).nonzero(as_tuple=True)
     rest = perfect(x[cell, gene], log_theta.expand_as(x)[cell, gene])

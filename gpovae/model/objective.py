@@ -157,7 +157,7 @@ def _plates(vae, batch, nodes, counts):
 
 def kl_terms(vae: VAE, batch: Batch, nodes, E, q_b, z_b, q_a, e_a, sampled: bool, counts=None) -> dict[str, torch.Tensor]:
     "KL of z_b, E, M and E_a, each per cell of the batch."
-    grn, w, unit = vae.grn, all_cells(batch), Gaussian(torch.zeros(()).to(z_b), torch.ones(()).to(z_b))
+    grn, w, unit = vae.grn, all_cells(batch), Gaussian(z_b.new_zeros(()), z_b.new_ones(()))
     prior = Gaussian(unit.mean, vae.log_tau.exp())
     kl = (lambda z, q, p: log_normal(z, q) - log_normal(z, p)) if sampled else (lambda z, q, p: gaussian_kl(q, p))
     logit = torch.logit(torch.sigmoid(grn.edge_logit[nodes]), EPS)

@@ -114,9 +114,9 @@ class Noise(NamedTuple):
     basal: torch.Tensor     # (S, B, L) normal
 
 def draw_noise(particles: int, U: int, B: int, n: int, latent: int, generator: torch.Generator, device="cpu") -> Noise:
-    "All random numbers of one pass, drawn on the CPU so that they do not depend on the device."
-    normal = lambda *shape: torch.randn(*shape, generator=generator).to(device)
-    return Noise(torch.rand(particles, U, n, generator=generator).to(device), normal(particles, U, n), normal(particles, 1, latent), normal(particles, B, latent))
+    "All random numbers of one pass, drawn where the generator lives."
+    draw = lambda how, *shape: how(*shape, generator=generator, device=generator.device).to(device)
+    return Noise(draw(torch.rand, particles, U, n), draw(torch.randn, particles, U, n), draw(torch.randn, particles, 1, latent), draw(torch.randn, particles, B, latent))
 
 # %% ../../nbs/22_model.vae.ipynb #9310cae4
 class Effects(NamedTuple):
