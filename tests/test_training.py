@@ -10,6 +10,7 @@ from gpovae.cli import main
 from gpovae.data.screen import Screen
 from gpovae.model.objective import make_settings
 from gpovae.model.training import Loop, build, fit
+from gpovae.sweep import whole
 
 SMALL = dict(latent=4, basal=(16, 1), embedding=(16, 2), decoder=(16, 2), batch_size=64)
 
@@ -134,8 +135,9 @@ def test_shell(adata, tmp_path, monkeypatch):
         assert status == 2 and option[1] in text and text.startswith("Error: ") and not (tmp_path / "wrong").exists(), text
     monkeypatch.setattr(Loop, "training_step", stop_in(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
     status, text = train("cut", "--max-epochs", "4")
-    assert status == 130 and "1 epochs, as it was interrupted" in text and "from the start" in text
+    assert status == 130 and "1 epoch, as it was interrupted" in text and "from the start" in text
     assert np.isfinite(GPOVAE.load(tmp_path / "cut").predict().X).all()
+    assert whole(tmp_path / "timed") and not whole(tmp_path / "cut")             # a sweep trains what was cut off again
     monkeypatch.setattr(Loop, "training_step", stop_in(0, lambda: os.kill(os.getpid(), signal.SIGINT)))
     status, text = train("nothing", "--max-epochs", "4")
     assert status == 130 and "Nothing was written" in text and not (tmp_path / "nothing").exists()

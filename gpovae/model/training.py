@@ -203,7 +203,7 @@ def summary(
     ended: str,    # a key of `ENDS`
 ) -> str:
     "How a run ended, and what was kept."
-    return f"{len(history)} epochs, {ENDS[ended]}; kept are the weights of epoch {history.epoch[history.validation_loss.idxmin()]}"
+    return f"{len(history)} epoch{'s' * (len(history) > 1)}, {ENDS[ended]}; kept are the weights of epoch {history.epoch[history.validation_loss.idxmin()]}"
 
 def in_seconds(time: str | float | None) -> float | None:
     "A length of time given in seconds, or as in \"30m\", \"1h30m\" or \"01:30:00\"."
