@@ -106,7 +106,7 @@ def datasets():
 @click.option("--max-time", metavar="TIME", help="End training after it, with the best weights so far: 30m, 2h, 01:30:00, or seconds.  [default: no limit]")
 @click.option("--accelerator", default="auto", type=click.Choice(["auto", "cpu", "gpu"]), help="auto takes a GPU where there is one.")
 @click.option("--precision", default="auto", type=click.Choice(["auto", "32", "bf16"]), help="Of matrix products; auto takes bf16 on GPUs that have it.")
-@click.option("--compile/--no-compile", default=None, help="Compile the likelihood, which takes half a minute first.  [default: on GPUs]")
+@click.option("--compile/--no-compile", default=None, help="Compile the likelihood, which takes half a minute first; if neither is said, on GPUs only.")
 @click.option("--devices", type=click.IntRange(1), help="Processes that share every batch, one for each GPU or some cores of this machine.  [default: 1, or those that torchrun or Slurm started]")
 @click.option("--strategy", default="auto", type=click.Choice(["auto", "ddp"]), help="ddp is how several processes share a batch; under Slurm it must be said.")
 @_set
