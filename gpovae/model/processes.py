@@ -62,13 +62,14 @@ def launch(
     "Run a command in several processes of this machine that know of each other. Raises `GpovaeError` with the reason if one fails, after the others were ended, and `KeyboardInterrupt` after Ctrl-C."
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(1, 1, processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=0)
-    chosen = "OMP_NUM_THREADS" in os.environ
+    chosen, handlers = "OMP_NUM_THREADS" in os.environ, {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
     if not chosen: os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))        # cores are shared out too
     try: elastic_launch(config, command[0])(*command[1:])
     except SignalException as e: raise KeyboardInterrupt from e
     except ChildFailedError as e: raise _reason(e.failures, processes) from None
     finally:
         if not chosen: del os.environ["OMP_NUM_THREADS"]
+        for s, handler in handlers.items(): signal.signal(s, handler)       # the agent leaves its own
 
 def _reason(failures, processes) -> Exception:
     rank, failed = min(failures.items(), key=lambda f: (f[1].exitcode == -signal.SIGTERM, f[1].exitcode > 0, f[1].exitcode != 2, f[1].timestamp))
