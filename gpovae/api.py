@@ -28,6 +28,7 @@ from .model.alignment import GRN
 from .model.objective import make_settings
 from .model.predict import Context, anchor, average_effects, basal_latent, control_context, iwelbo as _iwelbo, particles as _particles
 from .model.sample import sample_counts
+from .model.processes import group
 from .model.training import build, fit
 from .model.unseen import between, predict_unseen
 from .model.vae import VAE, Perturbations
@@ -43,7 +44,7 @@ class GPOVAE:
         self.setup_anndata(adata)
         self.adata, self.preset, self.settings = adata, preset, make_settings(preset, **settings)
         self.genes, self.nodes = list(Screen(adata).genes), Screen(adata).nodes
-        self.vae = self.context = self.anchor = self.labels = self.batches = self.history = self.seed = self.cells = None
+        self.vae = self.context = self.anchor = self.labels = self.batches = self.history = self.seed = self.cells = self.ended = None
 
     @staticmethod
     def setup_anndata(adata: ad.AnnData) -> None:
@@ -74,23 +75,30 @@ def _cells(screen: Screen) -> str:
 def train(self: GPOVAE,
     max_epochs: int | None = None,   # None takes the preset's
     seed: int = 0,                   # decides initial weights, order of cells and all noise
-    progress: bool = True,
+    progress: bool = True,           # says first what it will cost
     accelerator: str = "auto",
     directory: str | Path | None = None,   # for the log and checkpoints; None uses a temporary one
+    max_time: str | float | None = None,   # ends training after it, with the best weights so far: seconds, "30m", "2h", "01:30:00"
+    precision: str = "auto",         # "bf16" for matrix products where the GPU has it, or "32"
+    compile: bool | str = "auto",    # the likelihood, which takes half a minute first; "auto" does on GPUs
+    devices: int | None = None,      # processes; several only from a shell: gpovae train --devices 2
+    strategy: str = "auto",
 ) -> pd.DataFrame:  # history, one row per epoch
-    "Train from scratch with early stopping; the weights of the best epoch are kept."
-    screen = Screen(self._data())
-    vae, labels, batches = build(screen, self.settings, seed, progress)
-    nodes = screen.nodes
-    self.nodes = nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)    # held-out perturbations teach nothing, so they have no edges
+    "Train from scratch with early stopping; the weights of the best epoch are kept, after Ctrl-C (which raises as ever) those of the best so far."
+    screen, among = Screen(self._data()), group(devices, strategy)
+    vae, labels, batches = build(screen, self.settings, seed, progress and among.rank == 0)
+    history = fit(vae, screen, self.settings, labels, batches, seed, max_epochs, directory, accelerator, progress, max_time, devices, strategy, precision, compile)
+    if among.rank > 0: return history          # the first process alone has the best weights, and goes on
+    self.nodes = screen.nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)    # held-out perturbations teach nothing, so they have no edges
     self.cells = _cells(screen)
-    history = fit(vae, screen, self.settings, labels, batches, seed, max_epochs, directory, accelerator, progress)
-    self.vae, self.labels, self.batches, self.history, self.seed = vae, labels, batches, history, seed
+    self.vae, self.labels, self.batches, self.history, self.seed, self.ended = vae, labels, batches, history, seed, history.attrs
     self.context = control_context(vae, screen, batches, seed=seed)
     P = len(self.genes)
     self.anchor = self._left_over(screen, progress) if self.settings.anchor else (np.zeros(P, np.float32), np.zeros((len(labels), P), np.float32))
+    if self.ended["by"] == "interrupt": raise KeyboardInterrupt(f"Training was interrupted. The model can be used: {self.ended['summary']}.")
     return history
 
+# %% ../nbs/60_api.ipynb #59fb0c95
 @patch
 def _rows(self: GPOVAE, perturbations): return [[self.nodes.index.get_loc(t) for t in targets(p)] for p in perturbations]
 
@@ -285,7 +293,7 @@ def save(self: GPOVAE,
     (path / "settings.json").unlink(missing_ok=True)
     _whole(path / "model.safetensors", lambda f: save_file(tensors, f))
     _whole(path / "history.csv", lambda f: self.history.to_csv(f, index=False))
-    settings = dict(format=FORMAT, preset=self.preset, seed=self.seed, settings=asdict(self.settings), genes=self.genes, labels=self.labels, batches=self.batches, cells=self.cells,
+    settings = dict(format=FORMAT, preset=self.preset, seed=self.seed, settings=asdict(self.settings), genes=self.genes, labels=self.labels, batches=self.batches, cells=self.cells, ended=self.ended,
                     nodes=dict(names=list(self.nodes.index), perturbed=self.nodes.perturbed.tolist()), data=str(Path(data).resolve()) if data else None,
                     weights=_sha256(path / "model.safetensors"),
                     versions=dict(gpovae=__version__, torch=torch.__version__, python=platform.python_version(), anndata=version("anndata")))
@@ -320,7 +328,7 @@ def load(cls: GPOVAE,
     self.anchor = tuple(tensors.pop(f"anchor.{i}").numpy() for i in range(2))
     self.context = Context(*(tensors.pop(f"context.{k}") for k in Context._fields))
     self.history = pd.read_csv(path / "history.csv")
-    self.data = s["data"]
+    self.data, self.ended = s["data"], s.get("ended")
     self.adata = _fitting(adata if adata is not None else _recorded(s["data"]), self.genes)
     names = pd.Index(s["nodes"]["names"], name="node")
     self.nodes = pd.DataFrame(dict(perturbed=s["nodes"]["perturbed"], position=pd.Index(self.genes).get_indexer(names)), index=names)

@@ -6,8 +6,8 @@
 __all__ = ['main', 'prepare', 'datasets', 'train', 'evaluate', 'report', 'compare', 'sweep', 'score', 'demo']
 
 # %% ../nbs/62_cli.ipynb #5c1c6342
-import json, time, warnings
-from contextlib import contextmanager
+import json, sys, time, warnings
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
@@ -103,23 +103,68 @@ def datasets():
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the trained run.")
 @click.option("--preset", default="corrected", help="Named settings of the objective: corrected, or paper.")
 @click.option("--max-epochs", type=click.IntRange(1), help="At most so many passes over the training cells.  [default: the preset's]")
+@click.option("--max-time", metavar="TIME", help="End training after it, with the best weights so far: 30m, 2h, 01:30:00, or seconds.  [default: no limit]")
+@click.option("--accelerator", default="auto", type=click.Choice(["auto", "cpu", "gpu"]), help="auto takes a GPU where there is one.")
+@click.option("--precision", default="auto", type=click.Choice(["auto", "32", "bf16"]), help="Of matrix products; auto takes bf16 on GPUs that have it.")
+@click.option("--compile/--no-compile", default=None, help="Compile the likelihood, which takes half a minute first; if neither is said, on GPUs only.")
+@click.option("--devices", type=click.IntRange(1), help="Processes that share every batch, one for each GPU or some cores of this machine.  [default: 1, or those that torchrun or Slurm started]")
+@click.option("--strategy", default="auto", type=click.Choice(["auto", "ddp"]), help="ddp is how several processes share a batch; under Slurm it must be said.")
 @_set
 @_seed
 @_quiet
-def train(prepared, out, preset, max_epochs, settings, seed, quiet):
-    "Train on a prepared screen.\n\nWrites the run (weights, settings, history) to the folder OUT."
-    from gpovae import GPOVAE
+@click.pass_context
+def train(ctx, prepared, out, devices, strategy, quiet, **options):
+    "Train on a prepared screen.\n\nSays first what it will cost; writes the run (weights, settings, history) to the folder OUT. After Ctrl-C or --max-time the run holds the best weights so far."
     from gpovae.data.screen import GpovaeError
     from gpovae.data.files import complete
-    from gpovae.model.settings import read_settings
-    settings = {k: v for k, (v,) in read_settings(settings, several=False).items()}
-    if out.is_dir() and any(out.iterdir()) and not (out / "settings.json").exists(): raise GpovaeError(f"{out} holds other files and is no run. Name a new folder as --out.")
-    with complete(out) as tmp, _stage("train", quiet):
-        model = GPOVAE(_read(prepared), preset=preset, **settings)
-        model.train(max_epochs=max_epochs, seed=seed, progress=not quiet)
-        model.save(tmp, data=prepared)
+    from gpovae.model.processes import group
+    among = group(strategy=strategy)
+    first = among.rank == 0
+    if first and out.is_dir() and any(out.iterdir()) and not (out / "settings.json").exists(): raise GpovaeError(f"{out} holds other files and is no run. Name a new folder as --out.")
+    try:
+        with complete(out) if first else nullcontext() as tmp, _stage("train", quiet or among.launcher):
+            if devices in (None, among.world, among.local): _train(prepared, tmp, quiet, strategy, **options)
+            else: _in_processes(ctx, devices, tmp)
+    except KeyboardInterrupt as e:
+        if not ctx.obj: click.echo(f"{e} Nothing was written.".strip(), err=True)
+        ctx.exit(130)
+    if not first or ctx.obj: return                # the one that waits for this process goes on
     for old in (f"{name}.{kind}" for name in ("evaluate", "report") for kind in ("html", "ipynb", "json")): (out / old).unlink(missing_ok=True)   # of an earlier run in this folder
-    click.echo(f"{out}: {len(model.history)} epochs")
+    ended = json.loads((out / "settings.json").read_text())["ended"]
+    click.echo(f"{out}: {ended['summary']}")
+    if ended["by"] == "interrupt": click.echo("The run can be used as it is. The same command trains it again, from the start.", err=True); ctx.exit(130)
+
+# %% ../nbs/62_cli.ipynb #fab5150c
+def _train(prepared, folder, quiet, strategy, preset, settings, compile, **options):
+    "Train in this process, and write if it is the first of its group."
+    from gpovae import GPOVAE
+    from gpovae.model.settings import read_settings
+    model = GPOVAE(_read(prepared), preset=preset, **{k: v for k, (v,) in read_settings(settings, several=False).items()})
+    try: model.train(progress=not quiet, strategy=strategy, compile="auto" if compile is None else compile, **options)
+    except KeyboardInterrupt:
+        if model.anchor is None: raise
+    if folder: model.save(folder, data=prepared)
+
+def _words(ctx, **other):
+    "The arguments of a command as they would be typed, some of them replaced; None leaves one out."
+    for p in ctx.command.params:
+        value = (ctx.params | other)[p.name]
+        if isinstance(p, click.Argument): yield str(value)
+        elif p.is_flag and value is not None: yield from [p.opts[0]] if value else p.secondary_opts
+        elif value is not None:
+            for v in value if p.multiple else [value]: yield from (p.opts[0], str(v))
+
+def _in_processes(ctx, devices, folder):
+    "The same command in several processes, of which the first writes to `folder`."
+    from gpovae.model.processes import launch
+    command = [sys.executable, "-c", "from gpovae.cli import _worker; _worker()", "train", *_words(ctx, out=folder, devices=None, strategy="ddp")]
+    try: launch(command, devices)
+    except KeyboardInterrupt:
+        if not (folder / "settings.json").exists(): raise
+
+def _worker():
+    from gpovae.model.processes import told
+    told(lambda: main(standalone_mode=False, obj="worker"))
 
 # %% ../nbs/62_cli.ipynb #87a9962d
 @main.command()

@@ -104,9 +104,9 @@ def plan(
 # %% ../nbs/60e_sweep.ipynb #46f7a403
 @functools.lru_cache(None)
 def _sound(folder, stamps):
-    "Do settings and weights belong together? Asked once for each state of the files."
-    weights = json.loads((folder / "settings.json").read_text())["weights"]
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == weights
+    "Do settings and weights belong together, and did the training end by itself? Asked once for each state of the files."
+    s = json.loads((folder / "settings.json").read_text())
+    return (s.get("ended") or {}).get("by") != "interrupt" and hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == s["weights"]
 
 def whole(folder: Path) -> bool:
     "Is there a complete run?"
