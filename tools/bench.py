@@ -35,9 +35,8 @@ from gpovae.data.register import register
 from gpovae.data.screen import CONTROL, Key, Screen
 from gpovae.evaluate import effects as measured, response, rivals
 from gpovae.evaluate.baselines import baselines
-from gpovae.model.predict import _log_counts
 from gpovae.evaluate.truth import truth_scores
-from gpovae.model.predict import _log_counts
+from gpovae.model.predict import effects_of
 
 ROOT = Path(__file__).resolve().parents[1]
 GLOBINS = ["HBE1", "HBD", "HBB"]
@@ -388,8 +387,7 @@ def true_effects(model, held):
     truth, context, vae = model.adata.uns["gpovae_truth"], model.context, model.vae
     T, rest = pd.DataFrame(truth["total"], truth["genes"], truth["genes"]), torch.zeros(vae.grn.n)
     row = lambda p: torch.from_numpy((truth["knockdown"][T.index.get_loc(p)] * T.loc[p] / T.loc[p, p]).reindex(model.genes).fillna(0).to_numpy(np.float32))
-    base = _log_counts(vae, context, rest).mean(0)
-    return pd.DataFrame([(_log_counts(vae, context, rest, (), row(p)).mean(0) - base).numpy() for p in held], held, model.genes)
+    return pd.DataFrame(effects_of(vae, context, rest.expand(len(held), 1, -1), [[]] * len(held), torch.stack([row(p) for p in held])[:, None])[0], held, model.genes)
 
 
 def honest(predicted, real, noise):
