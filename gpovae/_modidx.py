@@ -621,6 +621,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'gpovae.model.predict.effects_of': ('model.predict.html#effects_of', 'gpovae/model/predict.py'),
                                       'gpovae.model.predict.in_threads': ('model.predict.html#in_threads', 'gpovae/model/predict.py'),
                                       'gpovae.model.predict.iwelbo': ('model.predict.html#iwelbo', 'gpovae/model/predict.py'),
+                                      'gpovae.model.predict.latents': ('model.predict.html#latents', 'gpovae/model/predict.py'),
                                       'gpovae.model.predict.log2_table': ('model.predict.html#log2_table', 'gpovae/model/predict.py'),
                                       'gpovae.model.predict.mean_latent': ('model.predict.html#mean_latent', 'gpovae/model/predict.py'),
                                       'gpovae.model.predict.mean_log2': ('model.predict.html#mean_log2', 'gpovae/model/predict.py'),
