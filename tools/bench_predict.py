@@ -22,9 +22,9 @@ from gpovae.model.training import build, fit
 from gpovae.model.vae import VAE, Perturbations
 
 GENES, NODES, CELLS, PARTICLES = 8563, 620, 256, 2500     # of the issue; cells of the context
-SAMPLED, DRAWN = 8, 150                                   # perturbations and particles of the plain effects; time goes with their product
-LIKELY, PLAIN, OURS = 200, 2, 100                         # cells of IWELBO, particles of either
-EPOCHS = dict(corrected=25, paper=60)                     # of the trained models
+SAMPLED, DRAWN = 8, 100                                   # perturbations and particles of the plain effects; time goes with their product
+LIKELY, PLAIN, OURS = 100, 2, 100                         # cells of IWELBO, particles of either
+EPOCHS = dict(corrected=25, paper=20)                     # of the trained models
 
 
 def synthetic(preset: str, genes: int = GENES, n: int = NODES, cells: int = CELLS, seed: int = 0) -> tuple[VAE, Context]:

@@ -14,10 +14,10 @@ import numpy as np, torch
 from tqdm import tqdm
 from ..data.batches import Batch, Cells
 from ..data.screen import CONTROL, GpovaeError, Screen
-from .averages import Log2Table, add_log2, log_total
-from .likelihood import expected_log2
-from .objective import log_normal, log_p
-from .vae import VAE, Gaussian, Noise, draw_noise
+from .averages import Log2Table, add_log2, log_total, lost
+from .likelihood import count_constant, expected_log2
+from .objective import _own_dispersion as own_dispersion, log_normal
+from .vae import VAE, Gaussian, Noise, Rows, draw_noise
 
 # %% ../../nbs/25_model.predict.ipynb #b0cad55f
 class Context(NamedTuple):
@@ -202,14 +202,21 @@ def iwelbo(
     "Importance-weighted bound on the log likelihood of each cell."
     P, x_std, unit = vae.perturbations, vae.standardise(batch.x), Gaussian(torch.zeros(()).to(batch.x), torch.ones(()).to(batch.x))
     nodes, total, K = P.nodes_of(batch.label), torch.full_like(batch.library, -math.inf), 0
-    parts = torch.arange(len(batch.label)).split(max(32, -(-len(batch.label) // torch.get_num_threads())))
+    at, (log_theta, constant) = P.find(nodes, batch.label), own_dispersion(vae, batch) if vae.log_theta_target is not None else (vae.log_theta.expand_as(batch.x), 0)
+    constant, theta = constant + count_constant(batch.x, vae.log_theta), log_theta.exp()
     for some in noise:
-        z_p = P.gather(latents(vae, nodes, some.mask, some.effect)[1], nodes, batch.label)
-        z_a = batch.fail[:, None] * vae.artifact(some.artifact)[0]
+        z_p, z_a = Rows(latents(vae, nodes, some.mask, some.effect)[1], at), batch.fail[:, None] * vae.artifact(some.artifact)[0]
         q = vae.encode(x_std, z_p, z_a, batch.batch)
         z_b = q.sample(some.basal)
+        hidden, direct = vae.hidden(z_b, z_p, z_a, batch.batch)
+        weight = constant + (log_normal(z_b, unit) - log_normal(z_b, q)).sum(-1)
         @torch.no_grad()
-        def like(i): return log_p(vae, Batch(*(None if t is None else t[i] for t in batch)), z_b[:, i], z_p[:, i], z_a[:, i])
-        weight = torch.cat(in_threads(like, parts), 1) + (log_normal(z_b, unit) - log_normal(z_b, q)).sum(-1)
+        def likelihood(cells):                                                            # a few particles at a time, whose logits fit the cache
+            for few in torch.arange(len(hidden)).split(max(1, 128 // len(cells))):
+                here = few[:, None], cells
+                f = vae.logits(hidden[here])
+                if direct is not None: f.index_add_(-1, vae.position[vae.position >= 0], direct[here])
+                weight[here] -= lost(f, batch.x[cells], batch.library[cells], theta[cells], vae.size_factor)
+        in_threads(likelihood, torch.arange(len(batch.label)).split(64))
         total, K = torch.logaddexp(total, weight.logsumexp(0)), K + len(weight)
     return total - math.log(K)
