@@ -152,7 +152,7 @@ def effects_table(preset: str) -> dict:
     mu, theta, scale = log_mean(f, sixteenth.library).exp(), vae.inverse_dispersion(), 1e4 / sixteenth.library[:, None]
     quadrature, exact = seconds(lambda: expected_log2(mu, theta, scale).mean(0))
     off = mean_log2(vae, sixteenth, torch.zeros(1, vae.grn.n), [[]], table=log2_table(vae, context))[0] - expected_log2(mu.double(), theta.double(), scale.double(), 0.25).mean(0)
-    needed = CELLS * (our_error / plain_error).square()
+    needed = CELLS * (our_error / plain_error.clamp_min(1e-3)).square()
     return dict(preset=preset, seconds=ours, core_seconds=core, plain_seconds=(half + rest) * whole, plain_core_seconds=(half_core + rest_core) * whole, plain_measured=f"{SAMPLED + 1} of {NODES + 1} treatments, {DRAWN} of {PARTICLES} particles",
                 faster=(half_core + rest_core) * whole / core, quadrature_seconds=quadrature / 16 * (CELLS * (NODES + 1) + NODES * 16 * 8), effect_sd=float(effect.std()), spread=spread_of(spread),
                 error=spread_of(our_error), plain_error=spread_of(plain_error), cells_for_plain_error=spread_of(needed), table_error=spread_of(off))
