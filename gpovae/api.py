@@ -26,7 +26,7 @@ from .grn.edges import edge_table, with_evidence
 from .grn.explain import explain as _explain
 from .model.alignment import GRN
 from .model.objective import make_settings
-from .model.predict import Context, anchor, average_effects, basal_latent, control_context, iwelbo as _iwelbo, particles as _particles
+from .model.predict import Context, anchor, average_effects, basal_latent, control_context, iwelbo as _iwelbo, log2_table, particles as _particles
 from .model.sample import sample_counts
 from .model.processes import group
 from .model.training import build, fit
@@ -187,10 +187,10 @@ def sample(self: GPOVAE,
     "Cells drawn from the model: control cells first, then `n_cells` of every perturbation."
     if n_cells < 1: raise GpovaeError(f"n_cells is {n_cells}; at least one cell of each perturbation is drawn.")
     effects, S = self.predict(perturbations, unseen=unseen), self.vae.size_factor.numpy()
-    names, counts, batch = [CONTROL, *effects.obs["perturbation"]], [], []
+    names, counts, batch, table = [CONTROL, *effects.obs["perturbation"]], [], [], log2_table(self.vae, self.context)
     for name, effect in zip(tqdm(names, desc="drawing cells", delay=2, disable=not progress), [None, *effects.X]):
         at = [] if name == CONTROL else [self.nodes.index.get_loc(t) for t in targets(name) if t in self.nodes.index]
-        x, cell = sample_counts(self.vae, self.context, at, n_cells, effect, zlib.crc32(name.encode()) + seed)
+        x, cell = sample_counts(self.vae, self.context, at, n_cells, effect, zlib.crc32(name.encode()) + seed, table)
         counts.append(sp.csr_matrix(x.numpy())); batch.append(self.context.batch[cell].numpy())
     X, batch = sp.vstack(counts, format="csr"), np.concatenate(batch)
     label = pd.Categorical(np.repeat(names, n_cells), dict.fromkeys(names))

@@ -6,25 +6,24 @@
 __all__ = ['log_factor', 'sample_counts']
 
 # %% ../../nbs/26_model.sample.ipynb #a79312a7
+from typing import Callable
 import torch
+from .averages import Log2Table, add_log2
 from .likelihood import expected_log2, log_mean
-from .predict import Context, mean_latent
+from .predict import Context, log2_table, mean_latent
 from .vae import VAE
 
 # %% ../../nbs/26_model.sample.ipynb #455c0fda
 def log_factor(
-    log_mu: torch.Tensor,  # (C, genes) log of the expected counts of some cells
-    theta: torch.Tensor,   # (genes,) inverse dispersion
-    library: torch.Tensor, # (C,) library sizes
+    mean: Callable,        # from (2, genes) logs of factors to the mean log2 expression, (2, genes)
     wanted: torch.Tensor,  # (genes,) mean log2 expression
     steps: int = 8,
 ) -> torch.Tensor:  # (genes,) a
     "By how much the log of the expected counts must change so that mean log2 expression becomes `wanted`."
-    a, h, scale = torch.zeros_like(wanted), 0.05, 1e4 / library[:, None]
-    mean = lambda a: expected_log2((log_mu + a).exp(), theta, scale).mean(0)
+    a, h = torch.zeros_like(wanted), 0.05
     for _ in range(steps):
-        now = mean(a)
-        slope = (mean(a + h) - now) / h
+        now, further = mean(torch.stack([a, a + h]))
+        slope = (further - now) / h
         a = (a + ((wanted.clamp_min(1e-4) - now) / slope.clamp_min(1e-6)).clamp(-1, 1)).clamp(-6, 6)
     return a
 
@@ -37,6 +36,7 @@ def sample_counts(
     n: int,                # cells
     effect=None,           # (genes,) average effect in log2 units that the cells must show; None leaves it to the decoder
     seed: int = 0,
+    table: Log2Table | None = None,  # `log2_table` of model and context, if it is at hand
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (n, genes) counts, (n,) position in the context of the cell whose state each has
     "Counts of cells under a perturbation."
     generator, C, few = torch.Generator().manual_seed(seed), len(context.library), torch.arange(min(len(context.library), 64))
@@ -48,8 +48,15 @@ def sample_counts(
         return log_mean(vae.decode(z_b, z_p.expand(len(z_b), -1), torch.zeros_like(z_b), context.batch[cells]), context.library[cells], vae.size_factor)
     theta, a = vae.inverse_dispersion(targets), torch.zeros(())
     if effect is not None:
-        base = expected_log2(expected(few, none).exp(), vae.inverse_dispersion(), 1e4 / context.library[few, None]).mean(0)
-        a = log_factor(expected(few, latent), theta, context.library[few], base + torch.as_tensor(effect, dtype=base.dtype))
+        table, log_mu, own = table or log2_table(vae, context), expected(few, latent), (theta != vae.inverse_dispersion()).nonzero()[:, 0]
+        def mean(a, at=log_mu):
+            total = torch.zeros(len(a), at.shape[1])
+            add_log2(at[:, None] + a, torch.zeros(len(few), len(a)), table, few, total)
+            return total / len(few)
+        def mean_own(a): return expected_log2((log_mu[:, own] + a[:, None]).exp(), theta[own], 1e4 / context.library[few, None]).mean(1)
+        wanted = mean(torch.zeros(1, len(theta)), expected(few, none))[0] + torch.as_tensor(effect, dtype=theta.dtype)
+        a = log_factor(mean, wanted)
+        if len(own): a[own] = log_factor(mean_own, wanted[own])                        # perturbed genes with a dispersion of their own
     parts = []
     for some in at.split(512):
         mu = (expected(some, latent) + a).exp()

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd, torch
 from tqdm import tqdm
 from ..data.screen import GpovaeError
 from .alignment import contract, fit_network, k_hop
-from .predict import Context, _log_counts, average_effects, mean_latent
+from .predict import Context, average_effects, effects_of, mean_latent
 from .vae import VAE
 
 # %% ../../nbs/25b_model.unseen.ipynb #767ffc66
@@ -166,18 +166,16 @@ def unseen_effects(
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # each (perturbations, genes): effect, mean under perturbation, spread
     "Average treatment effects in log2 units of perturbations with targets that were not trained."
-    few, base, out = Context(*(c[:spread_cells] for c in context)), _log_counts(vae, context, torch.zeros(vae.grn.n)), []
-    n, genes, tau = vae.grn.n, base.shape[-1], vae.log_tau.exp().numpy()
+    n, genes, tau, out = vae.grn.n, len(vae.log_theta), vae.log_tau.exp().numpy(), [np.zeros((3, 0, len(vae.log_theta)), np.float32)]
     def rows(t):
         if not t.trained: return _rows(found, t, n, genes, tau, draws, seed)
-        mean, sampled = mean_latent(vae, torch.tensor([t.node]), seed=seed)
-        return torch.cat([mean, sampled[:draws, 0]]), torch.zeros(1 + draws, genes)
-    for ts in perturbations:
-        z, beside = (sum(x) for x in zip(*map(rows, ts)))
-        targeted = [t.node for t in ts if t.node >= 0]
-        mean = _log_counts(vae, context, z[0], targeted, beside[0]).mean(0)
-        out.append((mean - base.mean(0), mean, _log_counts(vae, few, z[1:], targeted, beside[1:, None]).mean(1).std(0)))
-    return tuple(torch.stack(x).numpy() for x in zip(*out))
+        mean, sampled = mean_latent(vae, torch.tensor([t.node]), kept=draws, seed=seed)
+        return torch.cat([mean, sampled[:, 0]]), torch.zeros(1 + draws, genes)
+    for i in range(0, len(perturbations), 64):                                             # a few at a time: draws x genes for each
+        some = perturbations[i:i + 64]
+        z, beside = (torch.stack(x) for x in zip(*([sum(x) for x in zip(*map(rows, ts))] for ts in some)))
+        out.append(effects_of(vae, context, z, [[t.node for t in ts if t.node >= 0] for ts in some], beside, spread_cells))
+    return tuple(np.concatenate(x) for x in zip(*out))
 
 # %% ../../nbs/25b_model.unseen.ipynb #b9eb7b03
 EVIDENCE = ["trained", "network", "prior", "none"]   # of a predicted effect, strongest first
