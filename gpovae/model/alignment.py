@@ -93,9 +93,10 @@ class GRN(nn.Module):
 
     def accumulate(self, rows: torch.Tensor) -> torch.Tensor:
         "(R, n) rows of T_K."
-        W = self.weights()
-        if self.signed: return k_hop(torch.eye(self.n, dtype=W.dtype, device=W.device)[rows], W, self.hops + 1)
-        return k_hop(W[rows], W / self.n, self.hops)
+        with torch.autocast(self.edge_logit.device.type, enabled=False):      # a product of many is no place for eight bits
+            W = self.weights()
+            if self.signed: return k_hop(torch.eye(self.n, dtype=W.dtype, device=W.device)[rows], W, self.hops + 1)
+            return k_hop(W[rows], W / self.n, self.hops)
 
     def shift(self, rows: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
         "(R, n) kappa_g T_g. / T_gg: the shift that the network predicts when each of `rows` is perturbed with strength `kappa` (n,)."

@@ -8,6 +8,7 @@ __all__ = ['FEW', 'log_mean', 'stirling_error', 'perfect_table', 'perfect', 'cou
 
 # %% ../../nbs/20_model.likelihood.ipynb #a2f23eb7
 import math, torch
+from itertools import accumulate
 import torch.nn.functional as F
 
 # %% ../../nbs/20_model.likelihood.ipynb #931a8bd9
@@ -36,7 +37,8 @@ def perfect_table(
     "Log likelihood of the counts 0, 1, ... FEW if every mean were right."
     theta, v = log_theta.exp(), torch.arange(FEW + 1, device=log_theta.device, dtype=log_theta.dtype)[:, None]
     rise = torch.log1p(v / theta)                                                    # log((theta + v) / theta)
-    return F.pad(rise[:-1], (0, 0, 1, 0)).cumsum(0) - (theta + v) * rise + torch.xlogy(v, v) - torch.lgamma(v + 1)
+    below = torch.stack([*accumulate(F.pad(rise[:-1], (0, 0, 1, 0)))])               # sums over j < v, in the same order on every device
+    return below - (theta + v) * rise + torch.xlogy(v, v) - torch.lgamma(v + 1)
 
 def perfect(
     x: torch.Tensor,          # (N,) counts above zero
@@ -48,8 +50,8 @@ def perfect(
 
 def _without_waiting(x, log_theta, weight):
     "The weighted sum of `count_constant` for a GPU: nothing there depends on how many counts are large."
-    counts, large = torch.stack([weight @ (x == v).to(weight) for v in range(FEW + 1)]), ~((x <= FEW) & (x == x.round()))
-    return (counts * perfect_table(log_theta)).sum() + weight @ torch.where(large, perfect(torch.where(large, x, FEW + 1.0), log_theta), 0.0).sum(1)
+    counts, large = torch.stack([(weight[:, None] * (x == v)).sum(0) for v in range(FEW + 1)]), ~((x <= FEW) & (x == x.round()))
+    return (counts * perfect_table(log_theta)).sum() + (weight * torch.where(large, perfect(torch.where(large, x, FEW + 1.0), log_theta), 0.0).sum(1)).sum()
 
 def count_constant(
     x: torch.Tensor,          # (cells, genes) raw counts
@@ -64,7 +66,7 @@ def count_constant(
     if log_theta.ndim > 1: return x.new_zeros(len(x)).index_add(0, cell, rest)
     table, key = perfect_table(log_theta).flatten(), torch.where(listed, x, 0).long().mul_(x.shape[1]).add_(torch.arange(x.shape[1], device=x.device))
     if weight is None: return table[key].sum(1).index_add(0, cell, rest)
-    return torch.bincount(key.flatten(), weight[:, None].expand_as(x).flatten(), len(table)) @ table + rest @ weight[cell]
+    return (torch.bincount(key.flatten(), weight[:, None].expand_as(x).flatten(), len(table)) * table).sum() + (rest * weight[cell]).sum()
 
 # %% ../../nbs/20_model.likelihood.ipynb #75524049
 def deviance_terms(

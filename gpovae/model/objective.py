@@ -130,7 +130,7 @@ def reconstruction(vae: VAE, batch: Batch, z_b, z_p, z_a, weight: torch.Tensor) 
     log_theta, constant = vae.log_theta, count_constant(batch.x, vae.log_theta, weight)
     if vae.log_theta_target is not None:
         log_theta, change = _own_dispersion(vae, batch)
-        constant = constant + change @ weight
+        constant = constant + (change * weight).sum()
     (hidden, direct), in_S = vae.hidden(z_b, z_p, z_a, batch.batch), vae.size_factor.to(batch.x.dtype)
     loss, lost = FusedLikelihood.apply(hidden, vae.logits.weight, vae.logits.bias, direct, vae.position[vae.seen], batch.x, batch.library, log_theta, in_S, weight)
     return loss + len(hidden) * constant, lost
