@@ -23,6 +23,7 @@ from ..data.batches import Batch, Cells
 from ..data.screen import GpovaeError, Key, Screen, dense, targets
 from .alignment import GRN, fit_network
 from .fused import use_compiled
+from .graphs import Launched
 from .objective import Settings, all_cells, draw, make_settings, objective
 from .processes import Group, group
 from .vae import VAE, Noise, Perturbations
@@ -102,11 +103,14 @@ class Loop(pl.LightningModule):
         self.vae, self.settings, self.seed, self.screen, self.bf16 = vae, settings, seed, held_out.screen, bf16
         self.noise, self.fixed = torch.Generator().manual_seed(seed), torch.Generator()
         self.counts = plate_counts(vae, held_out) if settings.validation == "total" else None
+        self.launched = Launched(vae, settings, bf16)
         self.sums, self.history = {}, []       # of the terms, over the cells of this epoch; a row for each epoch
 
     def _terms(self, stage, batch, noise, counts=None):
         counts = counts and tuple(c.to(batch.x.device) for c in counts)
-        with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.bf16): terms = objective(self.vae, batch, self.settings, *noise, counts)
+        if stage == "train" and batch.whole is None: terms = self.launched(batch, noise)
+        else:
+            with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.bf16): terms = objective(self.vae, batch, self.settings, *noise, counts)
         if not torch.isfinite(terms["total"]):
             bad = ", ".join(k for k, v in terms.items() if k not in ("total", "elbo") and not torch.isfinite(v))
             raise GpovaeError(f"The {stage} loss is not finite in epoch {self.current_epoch} (terms: {bad}). {culprit(self.vae, self.screen, batch, noise[0])} Check the screen for extreme counts, or lower learning_rate.")
@@ -119,6 +123,8 @@ class Loop(pl.LightningModule):
         self.sums[stage] = names, so_far + n_cells * torch.stack([*terms.values(), torch.ones_like(terms["total"])]).detach()
 
     def training_step(self, batch, _): return self._terms("train", batch, draw(self.vae, batch, self.settings, self.noise))
+
+    def on_fit_start(self): self.noise, self.fixed = torch.Generator(self.device).manual_seed(self.seed), torch.Generator(self.device)   # drawn where it is used
 
     def on_validation_epoch_start(self): self.fixed.manual_seed(self.seed + 1)
 
