@@ -6,6 +6,7 @@
 __all__ = ['Terms', 'Launched']
 
 # %% ../../nbs/23d_model.graphs.ipynb #a1329914
+import warnings
 import torch
 from ..data.batches import Batch
 from .objective import Settings, objective
@@ -38,8 +39,10 @@ class Launched:
         tensors = self.terms.tensors(batch, noise)
         shapes = [t.shape for t in tensors]
         if batch.x.is_cuda and self.shapes is None:
-            whole = Terms(self.terms.vae, self.terms.settings, self.terms.bf16); whole.tensors(batch, noise)
-            self.graph, self.shapes = torch.cuda.make_graphed_callables(whole, tuple(t.clone() for t in tensors), allow_unused_input=True), shapes
+            self.shapes, whole = shapes, Terms(self.terms.vae, self.terms.settings, self.terms.bf16)
+            whole.tensors(batch, noise)
+            try: self.graph = torch.cuda.make_graphed_callables(whole, tuple(t.clone() for t in tensors), allow_unused_input=True)
+            except RuntimeError as e: self.graph = self.terms; warnings.warn(f"The step could not be captured as a CUDA graph ({str(e).splitlines()[0]}). It is launched kernel by kernel, which is slower.", stacklevel=2)
             self.terms.names = whole.names
         out = (self.graph if shapes == self.shapes else self.terms)(*tensors)
         return dict(zip(self.terms.names, out))

@@ -17,7 +17,7 @@ from ..data.batches import Batch, Whole
 from ..data.screen import GpovaeError
 from .alignment import EPS, published_alignment, shift_alignment
 from .fused import FusedLikelihood
-from .likelihood import count_constant
+from .likelihood import count_constant, perfect
 from .vae import VAE, Gaussian, Noise, Rows, draw_noise
 
 # %% ../../nbs/23_model.objective.ipynb #356e1880
@@ -122,7 +122,8 @@ def _own_dispersion(vae, batch):
     "Log inverse dispersion of every entry (B, genes), and by how much the entries with one of their own change the constant part of each cell (B,)."
     gene, node, there = vae.target_columns(batch.label)
     usual, own, x = vae.log_theta[gene], vae.log_theta_target[node], torch.where(there, batch.x.gather(1, gene), 0.0)
-    change = (count_constant(x.view(-1, 1), own.view(-1, 1)) - count_constant(x.view(-1, 1), usual.view(-1, 1))).view(x.shape).sum(1)
+    some, safe = x > 0, torch.where(x > 0, x, 1.0)
+    change = torch.where(some, perfect(safe, own) - perfect(safe, usual), 0.0).sum(1)
     return vae.log_theta.expand_as(batch.x).scatter_add(1, gene, torch.where(there, own - usual, 0.0)), change
 
 def reconstruction(vae: VAE, batch: Batch, z_b, z_p, z_a, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
