@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import anndata as ad, h5py, numpy as np, pandas as pd, scipy.sparse as sp, zarr
 from tqdm.auto import tqdm
-from .screen import CONTROL, GpovaeError, as_csr, block_rows, canonical
+from .screen import CONTROL, GpovaeError, Key, as_csr, block_rows, canonical
 
 # %% ../../nbs/10b_data.files.ipynb #47761ba6
 class Source(NamedTuple):
@@ -283,11 +283,17 @@ def write_screen(
     write_annotations(path, ad.AnnData(obs=source.obs[keep], var=source.var, obsm={k: v[keep] for k, v in source.obsm.items()}, uns=source.uns))
 
 def open_screen(
-    path,   # .h5ad with counts by cell in X, such as `gpovae prepare` writes
+    path,   # .h5ad with counts by cell in X, such as `gpovae prepare` writes; or in the layer that the screen was prepared with
 ) -> ad.AnnData:
     "A screen whose counts stay on disk. Raises `GpovaeError` for another layout."
     path = Path(path)
     if not path.exists(): raise GpovaeError(f"There is no file {str(path)!r}.")
-    f = h5py.File(path, "r") if path.is_file() and h5py.is_hdf5(path) else {}
-    if not (isinstance(f.get("X"), h5py.Group) and f["X"].attrs.get("encoding-type") == "csr_matrix" and "obs" in f): raise GpovaeError(f"The counts of {str(path)!r} do not lie by cell (CSR) in X, so they cannot be left on disk. Copy it first: gpovae prepare {path} prepared.h5ad.")
-    return ad.AnnData(X=ad.io.sparse_dataset(f["X"]), **{k: ad.io.read_elem(f[k]) for k in ("obs", "var", "obsm", "uns") if k in f})
+    try:
+        f = h5py.File(path, "r") if path.is_file() and h5py.is_hdf5(path) else {}
+        parts = {k: ad.io.read_elem(f[k]) for k in ("obs", "var", "obsm", "uns") if k in f}
+        layer = parts.get("uns", {}).get(Key.screen, {}).get("layer", "")
+        X = f.get(f"layers/{layer}" if layer else "X")
+    except OSError as e: raise GpovaeError(f"{str(path)!r} cannot be read ({str(e).splitlines()[0]}). Was it cut off? Copy or prepare it again.") from e
+    if not (isinstance(X, h5py.Group) and X.attrs.get("encoding-type") == "csr_matrix" and "obs" in f): raise GpovaeError(f"The counts of {str(path)!r} do not lie by cell (CSR) in {layer or 'X'}, so they cannot be left on disk. Copy it first: gpovae prepare {path} prepared.h5ad.")
+    X = ad.io.sparse_dataset(X)
+    return ad.AnnData(**{"layers": {layer: X}} if layer else dict(X=X), **parts)
