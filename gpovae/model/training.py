@@ -57,7 +57,8 @@ def _own_counts(vae, cells):
     out = np.zeros((len(cells), targets.shape[1]), np.float32)
     for i, X in blocks(cells.X):
         column = np.where(cells.label[i, None] < 0, -1, position[targets[cells.label[i]]])
-        for k, at in enumerate(column.T): some = np.flatnonzero(at >= 0); out[i[some], k] = X[some, at[some]]
+        some, k = np.nonzero(column >= 0)
+        if len(some): out[i[some], k] = np.asarray(X[some, column[some, k]]).ravel()
     return out
 
 def _start_targets(vae, screen, cells):
