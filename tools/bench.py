@@ -12,7 +12,7 @@
     predict   average effects of 620 perturbations on 8,563 genes and IWELBO of 100 particles, both presets: time against the plain formulations
               (tools/bench_predict.py), Monte Carlo errors, and on trained models the bias of taking the mean latent (about ten minutes)
     scale     screens of 600 genes and 50,000 to 1,000,000 cells on disk: peak memory and cells a second of loading all cells, and of training for 250 steps,
-              beside counts in memory; loading at 2,000 and 8,563 genes, plain and compressed (half an hour; needs 6 GB of disk, see --scratch)
+              beside counts in memory (to 200,000); loading at 2,000 and 8,563 genes, plain and compressed (half an hour; needs 6 GB of disk, see --scratch)
 
 Runs go to two worker processes with one thread each. Finished runs of `claim` and `finding` are kept in .NAME.jsonl until all are
 done, so that a bench which was interrupted goes on where it stopped, unless the package has changed since. The published settings ask for up to 2,000 epochs;
@@ -407,7 +407,7 @@ def scale(options):
             path = Path(folder) / f"scale{n}.h5ad"
             written = None if path.exists() else alone(write_scale, path, n_cells=n, **SCALE)
             row = dict(cells=n, file_gib=path.stat().st_size / 2**30, counts=int(open_screen(path).X.group["data"].shape[0]), writing=written)
-            for where in ("disk", "memory"): row[where] = dict(loading=alone(load_scale, path, where), training=alone(train_scale, path, where))
+            for where in ("disk", "memory")[:1 + (n < 500_000)]: row[where] = dict(loading=alone(load_scale, path, where), training=alone(train_scale, path, where))
             runs.append(row); print(json.dumps(reports.plain(row)), flush=True)
         for genes, screen in LOADING.items():
             path = Path(folder) / f"loading{genes}.h5ad"

@@ -34,11 +34,11 @@ def group_means(
     codes,     # (rows,) group of each cell: 0 .. n_groups - 1
     n_groups: int,
     power: int = 1,  # 2 gives the means of squares
-    block: int | None = None,  # cells at a time; None takes as many as make a block of the screen
+    block: int = 8192,  # cells at a time, or fewer where they have many genes
 ) -> np.ndarray:  # (n_groups, genes)
     "Mean log2 expression of groups of cells."
     total, n = np.zeros((n_groups, len(screen.genes))), np.bincount(codes, minlength=n_groups)
-    block = block or block_rows(len(screen.genes))
+    block = min(block, block_rows(len(screen.genes)))
     for i in range(0, len(rows), block):
         Y, c = log2_expression(screen, rows[i:i + block]), codes[i:i + block]
         if power == 2: Y = Y.multiply(Y) if sp.issparse(Y) else Y * Y
