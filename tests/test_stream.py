@@ -201,7 +201,8 @@ def test_memory_does_not_follow_the_cells(memory, tmp_path, monkeypatch):
     assert whole > .9 * counts                                                        # what the bound below would catch
     for name in ("to_memory", "__getitem__"): monkeypatch.setattr(ad.abc.CSRDataset, name, None)
     work, counts = growth(memory, tmp_path, around_training)
-    assert work < .3 * counts, (work, counts)                                         # names, labels and the like
+    per_cell = 1e6 / (3 * memory.adata.n_obs)                                         # of the cells that the larger screen has more
+    assert work * per_cell < 200 < .5 * counts * per_cell, (work, counts)             # bytes: name, labels and the like (measured: 150), at any number of genes
 
 
 def test_ahead():
@@ -273,8 +274,8 @@ def test_the_published_objective_needs_memory(disk):
 def test_where_the_counts_lie(path, tmp_path, monkeypatch, available, options, expected):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=available))
     seen = []
-    monkeypatch.setattr(GPOVAE, "train", lambda self, **_: seen.append(isinstance(self.adata.X, ad.abc.CSRDataset)))
-    monkeypatch.setattr(GPOVAE, "save", lambda *_, **__: None); monkeypatch.setattr(GPOVAE, "history", [], raising=False)
+    def train(self, **_): seen.append(isinstance(self.adata.X, ad.abc.CSRDataset)); raise GpovaeError("that will do")
+    monkeypatch.setattr(GPOVAE, "train", train)
     result = CliRunner().invoke(main, ["train", str(path), "--out", str(tmp_path / "run"), *options])
     assert f"Counts {'are ' if 'read' in expected else ''}{expected}" in result.output, result.output
     assert seen == [expected == "stay on disk"]
