@@ -34,6 +34,15 @@ def _read(path):
     except Exception as e:      # h5py, zarr and anndata each have their own
         raise GpovaeError(f"{str(path)!r} cannot be read as an AnnData file (.h5ad): {str(e).splitlines()[0]}.") from e
 
+def _open(path, on_disk, settings, quiet):
+    "The prepared screen. Its counts stay on disk where `on_disk` says so; None leaves them there if they would take more than half of the available memory."
+    import psutil
+    from gpovae.data.files import open_screen, unpacked_size
+    need, there = unpacked_size(path), psutil.virtual_memory().available
+    if on_disk is None: on_disk = need > there / 2 and settings.partner != "median" and settings.shift != "cell"     # which need all cells at hand
+    if not quiet: click.echo(f"{'Counts stay on disk' if on_disk else 'Counts are read into memory'}: they would take {need / 2**30:.2g} of the {there / 2**30:.2g} GiB available.", err=True)
+    return open_screen(path) if on_disk else _read(path)
+
 @contextmanager
 def _stage(what, quiet):
     "Print what is being done, and how long it took."
@@ -109,6 +118,7 @@ def datasets():
 @click.option("--compile/--no-compile", default=None, help="Compile the likelihood, which takes half a minute first; if neither is said, on GPUs only.")
 @click.option("--devices", type=click.IntRange(1), help="Processes that share every batch, one for each GPU or some cores of this machine.  [default: 1, or those that torchrun or Slurm started]")
 @click.option("--strategy", default="auto", type=click.Choice(["auto", "ddp"]), help="ddp is how several processes share a batch; under Slurm it must be said.")
+@click.option("--on-disk/--in-memory", default=None, help="Leave the counts on disk while training.  [default: where they would take more than half of the available memory]")
 @_set
 @_seed
 @_quiet
@@ -135,11 +145,13 @@ def train(ctx, prepared, out, devices, strategy, quiet, **options):
     if ended["by"] == "interrupt": click.echo("The run can be used as it is. The same command trains it again, from the start.", err=True); ctx.exit(130)
 
 # %% ../nbs/62_cli.ipynb #fab5150c
-def _train(prepared, folder, quiet, strategy, preset, settings, compile, **options):
+def _train(prepared, folder, quiet, strategy, preset, settings, compile, on_disk, **options):
     "Train in this process, and write if it is the first of its group."
     from gpovae import GPOVAE
+    from gpovae.model.objective import make_settings
     from gpovae.model.settings import read_settings
-    model = GPOVAE(_read(prepared), preset=preset, **{k: v for k, (v,) in read_settings(settings, several=False).items()})
+    settings = {k: v for k, (v,) in read_settings(settings, several=False).items()}
+    model = GPOVAE(_open(prepared, on_disk, make_settings(preset, **settings), quiet or not folder), preset=preset, **settings)
     try: model.train(progress=not quiet, strategy=strategy, compile="auto" if compile is None else compile, **options)
     except KeyboardInterrupt:
         if model.anchor is None: raise

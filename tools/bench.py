@@ -11,6 +11,9 @@
               preparing them; counterfactual profiles of 60,000 cells x 5,000 genes (about half an hour; needs 15 GB of disk, see --scratch)
     predict   average effects of 620 perturbations on 8,563 genes and IWELBO of 100 particles, both presets: time against the plain formulations
               (tools/bench_predict.py), Monte Carlo errors, and on trained models the bias of taking the mean latent (about ten minutes)
+    scale     screens of 600 genes and 50,000 to 1,000,000 cells on disk: peak memory and cells a second of loading all cells and, for the smallest and the
+              largest, of training for 250 steps, beside counts in memory where they are few; loading at 2,000 and
+              8,563 genes, plain and compressed (half an hour; needs 6 GB of disk, see --scratch)
 
 Runs go to two worker processes with one thread each. Finished runs of `claim` and `finding` are kept in .NAME.jsonl until all are
 done, so that a bench which was interrupted goes on where it stopped, unless the package has changed since. The published settings ask for up to 2,000 epochs;
@@ -30,11 +33,14 @@ from tqdm import tqdm
 
 from bench_predict import predict
 from book import real_data
-from gpovae import GPOVAE, GpovaeError, datasets, plots, prepare, reports, studies
-from gpovae.data import prepare as preparation
+from gpovae import GPOVAE, GpovaeError, api, datasets, plots, prepare, reports, studies
+from gpovae.data import prepare as preparation, stream
 from gpovae.data.batches import Cells
-from gpovae.data.files import complete
+from gpovae.data.files import complete, open_screen, write_annotations
+from gpovae.data.matching import node_shifts
+from gpovae.data.quality import quality_labels
 from gpovae.data.register import register
+from gpovae.data.split import split_cells
 from gpovae.data.screen import CONTROL, Key, Screen
 from gpovae.evaluate import effects as measured, response, rivals
 from gpovae.evaluate.baselines import baselines
@@ -280,7 +286,8 @@ def counterfactual():
 
 def used(start):
     "Seconds since `start`, and the most memory that this process has held."
-    return dict(seconds=time.perf_counter() - start, peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    peak = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1] if Path("/proc/self/status").exists() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return dict(seconds=time.perf_counter() - start, peak_gib=int(peak) / 2**20)
 
 
 def write_large(n_cells, path):
@@ -305,9 +312,9 @@ def prepare_large(path, target):
     return used(start) | dict(steps=steps)
 
 
-def alone(f, *arguments):
+def alone(f, *arguments, **settings):
     "The result of a function in a fresh process."
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool: return pool.submit(f, *arguments).result()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool: return pool.submit(f, *arguments, **settings).result()
 
 
 def large(options):
@@ -323,6 +330,96 @@ def large(options):
             if options.scratch is None: raw.unlink()
             runs.append(row); print(json.dumps(reports.plain({k: v for k, v in row.items() if k != "record"})), flush=True)
     return dict(screen=LARGE, threads=numba.config.NUMBA_NUM_THREADS, runs=runs, counterfactual=counterfactual())
+
+
+SCALE, SCALE_SIZES, STEPS = dict(n_genes=600, n_perturbations=100, depth=900), (50_000, 200_000, 1_000_000), 250
+LOADING = {2000: dict(n_cells=40_000, n_genes=2000, n_perturbations=100, depth=3000), 8563: dict(n_cells=10_000, n_genes=8563, n_perturbations=100, depth=8200)}
+
+
+def annotate(path):
+    "What training reads and no more: cells are not matched, and the nodes are the perturbed genes alone; both would take hours for a million cells."
+    adata = open_screen(path)
+    register(adata, "gene", "non-targeting"); quality_labels(adata, doublets=False); split_cells(adata)
+    targets = Screen(adata).targets
+    adata.uns[Key.nodes] = dict(names=np.array(targets), perturbed=np.ones(len(targets), bool))
+    node_shifts(adata)
+    adata.obsm[Key.match] = np.full((adata.n_obs, 10), -1, np.int32)         # for its size
+    adata.X.group.file.close(); write_annotations(path, adata)
+
+
+def write_scale(path, **screen):
+    "In a process of its own: a simulated screen, annotated for training."
+    start = time.perf_counter()
+    datasets.simulated(path=path, **screen).X.group.file.close(); annotate(path)
+    return used(start)
+
+
+def opened(path, where): return open_screen(path) if where == "disk" else ad.read_h5ad(path)
+
+
+def load_scale(path, where):
+    "In a process of its own: all training cells in random order, then all validation cells in order."
+    torch.set_num_threads(1)
+    screen, found = Screen(opened(path, where)), {}
+    for split, shuffle in (("train", True), ("validation", False)):
+        start = time.perf_counter(); cells = Cells(screen, split); cells._pair(np.arange(1))
+        found |= {f"{split}_start": time.perf_counter() - start, f"{split}_cells": len(cells)}
+        loader, rates = cells.loader(512, shuffle), []
+        for _ in range(2 if len(cells) > 200_000 else 3):
+            start, cpu = time.perf_counter(), time.process_time(); n = sum(len(b.x) for b in loader); rates.append((n / (time.perf_counter() - start), n / (time.process_time() - cpu)))
+            assert n == len(cells)
+        found[f"{split}_per_second"], found[f"{split}_per_cpu_second"] = map(max, zip(*rates))
+    return found | used(time.perf_counter())
+
+
+class Shortened:
+    "The first batches of a loader, and how long each was waited for."
+    def __init__(self, loader): self.loader, self.waited, self.cells = loader, [], 0
+    def __len__(self): return min(len(self.loader), STEPS)
+    def __iter__(self):
+        batches = iter(self.loader)
+        for i in range(len(self)):
+            start = time.perf_counter(); b = next(batches); self.waited.append(time.perf_counter() - start)
+            if i == 0: self.start = time.perf_counter()
+            self.cells += len(b.x) * (i > 0)
+            yield b
+            self.seconds = time.perf_counter() - self.start
+
+
+def train_scale(path, where):
+    "In a process of its own: `GPOVAE.train`, but for so many steps instead of an epoch."
+    torch.set_num_threads(1)
+    start, seconds, loaders, loader = time.perf_counter(), {}, [], Cells.loader
+    def timed(name):
+        f = getattr(api, name)
+        def run(*a, **k): s = time.perf_counter(); out = f(*a, **k); seconds[name] = seconds.get(name, 0) + time.perf_counter() - s; return out
+        setattr(api, name, run)
+    for name in ("build", "fit", "control_context", "average_effects", "observed_effects", "noise_variance"): timed(name)
+    Cells.loader = lambda *a, **k: loaders.append(Shortened(loader(*a, **k))) or loaders[-1]
+    GPOVAE(opened(path, where)).train(max_epochs=1, progress=False)
+    train = loaders[0]                                                            # its first batch waits for the partners' means, which are made once
+    return used(start) | dict(steps=seconds, trained_cells=train.cells, per_second=train.cells / train.seconds, waiting=sum(train.waited[1:]) / train.seconds)
+
+
+def scale(options):
+    runs, loading = [], []
+    with tempfile.TemporaryDirectory() if options.scratch is None else nullcontext(options.scratch) as folder:
+        for n in SCALE_SIZES:
+            path = Path(folder) / f"scale{n}.h5ad"
+            written = None if path.exists() else alone(write_scale, path, n_cells=n, **SCALE)
+            row = dict(cells=n, file_gib=path.stat().st_size / 2**30, counts=int(open_screen(path).X.group["data"].shape[0]), writing=written)
+            row["loading"] = {where: alone(load_scale, path, where) for where in ("disk", "memory")[:1 + (n < 500_000)]}
+            row["training"] = {where: alone(train_scale, path, where) for where in ("disk", "memory") if where == "disk" or n == SCALE_SIZES[0]} if n in (SCALE_SIZES[0], SCALE_SIZES[-1]) else {}
+            runs.append(row); print(json.dumps(reports.plain(row)), flush=True)
+        for genes, screen in LOADING.items():
+            path = Path(folder) / f"loading{genes}.h5ad"
+            if not path.exists(): alone(write_scale, path, **screen)
+            packed = path.with_suffix(".gz.h5ad")
+            if not packed.exists(): ad.read_h5ad(path).write_h5ad(packed, compression="gzip")
+            for name, p, where in (("on disk", path, "disk"), ("on disk, gzip", packed, "disk"), ("in memory", path, "memory")):
+                row = dict(genes=genes, counts_per_cell=int(open_screen(path).X.group["data"].shape[0]) / screen["n_cells"], layout=name, file_gib=p.stat().st_size / 2**30) | alone(load_scale, p, where)
+                loading.append(row); print(json.dumps(reports.plain(row)), flush=True)
+    return dict(screen=SCALE, block=stream.BLOCK, window=stream.WINDOW, loading_batch=512, steps=STEPS, threads=1, runs=runs, loading=loading)
 
 
 UNSEEN, HELD, UNSEEN_EPOCHS = dict(n_cells=4000, n_genes=200, n_perturbations=30), 6, dict(corrected=25, paper=10)
@@ -464,7 +561,7 @@ def unseen(options):
                 spreads=pd.DataFrame([s for f in done for s in f.get("spreads", ())]).round(4), fits=take("fits"), logits=take("logits"), ceiling=take("ceiling"), controls=take("controls"), regulators=take("regulators"))
 
 
-KNOWN = dict(demo=demo, claim=claim, finding=finding, ablation=ablation, prepare=large, unseen=unseen, predict=predict)
+KNOWN = dict(demo=demo, claim=claim, finding=finding, ablation=ablation, prepare=large, unseen=unseen, predict=predict, scale=scale)
 
 
 def main(*arguments):
@@ -474,7 +571,7 @@ def main(*arguments):
     parser.add_argument("--max-epochs", type=int, help="the same for every screen; default: EPOCHS")
     parser.add_argument("--jobs", type=int, default=2, help="worker processes, one thread each (default 2)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder for NAME.json (default benchmarks)")
-    parser.add_argument("--scratch", type=Path, help="folder for the large files of `prepare`; raw screens that lie there are used again (default: a temporary one)")
+    parser.add_argument("--scratch", type=Path, help="folder for the large files of `prepare` and `scale`; raw screens that lie there are used again (default: a temporary one)")
     options = parser.parse_args(arguments)
     if unknown := [n for n in options.names if n not in KNOWN]: parser.error(f"there is no measurement {unknown[0]!r}. There is: {', '.join(KNOWN)}")
     options.out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,8 @@ from functools import cached_property
 from types import SimpleNamespace
 from scipy.stats import false_discovery_control
 from ..data.nodes import rank_sum_test
-from ..data.screen import CONTROL, GpovaeError, Screen, canonical, find_column, targets
+from ..data.screen import CONTROL, GpovaeError, Screen, block_rows, canonical, find_column, targets
+from ..data.stream import by_cell
 
 # %% ../../nbs/39_evaluate.effects.ipynb #32949fdb
 def log2_expression(
@@ -21,7 +22,7 @@ def log2_expression(
     rows,  # positions of cells
 ):  # (rows, genes), sparse where the counts are
     "log2(1e4 x / l + 1) of some cells."
-    X, l = screen.counts[rows], screen.library_size[rows].astype(float)
+    X, l = by_cell(screen.counts)[rows], screen.library_size[rows].astype(float)
     if not sp.issparse(X): return np.log2(1 + 1e4 * np.asarray(X, float) / l[:, None])
     X = sp.csr_matrix(X, dtype=float, copy=True)
     X.data = np.log2(1 + 1e4 * X.data / np.repeat(l, np.diff(X.indptr)))
@@ -33,10 +34,11 @@ def group_means(
     codes,     # (rows,) group of each cell: 0 .. n_groups - 1
     n_groups: int,
     power: int = 1,  # 2 gives the means of squares
-    block: int = 8192,  # cells at a time
+    block: int = 8192,  # cells at a time, or fewer where they have many genes
 ) -> np.ndarray:  # (n_groups, genes)
     "Mean log2 expression of groups of cells."
     total, n = np.zeros((n_groups, len(screen.genes))), np.bincount(codes, minlength=n_groups)
+    block = min(block, block_rows(len(screen.genes)))
     for i in range(0, len(rows), block):
         Y, c = log2_expression(screen, rows[i:i + block]), codes[i:i + block]
         if power == 2: Y = Y.multiply(Y) if sp.issparse(Y) else Y * Y

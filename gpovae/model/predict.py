@@ -13,7 +13,7 @@ from typing import Iterable, Iterator, NamedTuple
 import numpy as np, torch
 from tqdm import tqdm
 from ..data.batches import Batch, Cells
-from ..data.screen import CONTROL, GpovaeError, Screen
+from ..data.screen import CONTROL, GpovaeError, Screen, dense
 from .averages import Log2Table, add_log2, log_total, lost
 from .likelihood import count_constant, expected_log2
 from .objective import _own_dispersion as own_dispersion, log_normal
@@ -38,11 +38,11 @@ def control_context(
     cells = Cells(screen, "train", batches=batches)
     rng = np.random.default_rng(seed)
     control = np.flatnonzero((cells.label < 0) & ~cells.fail)
-    b = cells[rng.permutation(control)[:n_cells]]                # in random order: the first few serve for the spread
-    C, zero = len(b.label), torch.zeros
-    q = vae.encode(vae.standardise(b.x), zero(C, vae.grn.n), zero(C, vae.latent), b.batch)
+    i = rng.permutation(control)[:n_cells]                       # in random order: the first few serve for the spread
+    x, library, batch = (torch.from_numpy(v) for v in (dense(cells.X[i]), cells.library[i], cells.batch[i]))
+    q = vae.encode(vae.standardise(x), torch.zeros(len(i), vae.grn.n), torch.zeros(len(i), vae.latent), batch)
     eps = torch.randn(q.mean.shape, generator=torch.Generator().manual_seed(seed))
-    return Context(q.sample(eps), b.library, b.batch)
+    return Context(q.sample(eps), library, batch)
 
 @torch.no_grad()
 def basal_latent(vae: VAE, cells: Cells, block: int = 2048) -> np.ndarray:

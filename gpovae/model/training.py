@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from tqdm import tqdm
 from ..data.batches import Batch, Cells
-from ..data.screen import GpovaeError, Key, Screen, dense, targets
+from ..data.screen import GpovaeError, Key, Screen, blocks, dense, targets
 from .alignment import GRN, fit_network
 from .fused import use_compiled
 from .graphs import Launched
@@ -52,15 +52,26 @@ def build(
     if settings.target_dispersion: _start_targets(vae, screen, cells)
     return vae, cells.labels, cells.batches
 
+def _own_counts(vae, cells):
+    "(cells, targets) counts of the genes that each cell's perturbation targets; 0 where there is none, or it is not measured."
+    targets, position = vae.perturbations.targets.numpy(), np.append(vae.position.numpy(), -1)
+    out = np.zeros((len(cells), targets.shape[1]), np.float32)
+    for i, X in blocks(cells.X):
+        column = np.where(cells.label[i, None] < 0, -1, position[targets[cells.label[i]]])
+        some, k = np.nonzero(column >= 0)
+        if len(some): out[i[some], k] = np.asarray(X[some, column[some, k]]).ravel()
+    return out
+
 def _start_targets(vae, screen, cells):
     "Moments' dispersion of each perturbed gene in the training cells where it is the target."
     with torch.no_grad():
         alone_last = sorted(enumerate(vae.perturbations.targets.tolist()), key=lambda x: -sum(t < vae.grn.n for t in x[1]))    # the cells in which a gene is the only target decide
+        own = _own_counts(vae, cells)
         for r, targeted in alone_last:
             some = np.flatnonzero((cells.label == r) & ~cells.fail)
-            for t in targeted:
+            for k, t in enumerate(targeted):
                 if t == vae.grn.n or vae.position[t] < 0 or len(some) < 2: continue
-                x, l = dense(cells.X[some][:, [int(vae.position[t])]]).ravel().astype(float), cells.library[some]
+                x, l = own[some, k].astype(float), cells.library[some]
                 mu = (x / l).mean() * l
                 excess = ((x - mu) ** 2 - x).mean() / max((mu ** 2).mean(), 1e-12)
                 vae.log_theta_target[t] = -np.log(np.clip(excess, 0.05, 50))
