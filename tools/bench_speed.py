@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpovae.model.fused import one_pass, use_compiled
+from gpovae.model.fused import _pass, one_pass, use_compiled
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = dict(small=(512, 5000, 80), large=(512, 8563, 620), many=(4096, 8563, 620))    # cells, genes, nodes; 5 particles
@@ -52,24 +52,13 @@ def seconds(f, device):
     return time.perf_counter() - start
 
 
-class Step(torch.nn.Module):
-    "Total loss of one batch, as a module of tensors in and tensors out, which is what a CUDA graph can hold."
-    def __init__(self, vae, settings, low=False): super().__init__(); self.vae, self.settings, self.low = vae, settings, low
-    def forward(self, x, library, label, fail, batch, partner, paired, shift, *noise):
-        from gpovae.data.batches import Batch
-        from gpovae.model.objective import objective
-        from gpovae.model.vae import Noise
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.low, cache_enabled=False):
-            return objective(self.vae, Batch(x, library, label, fail, batch, partner, paired, shift), self.settings, Noise(*noise[:4]), Noise(*noise[4:]))["total"]
-
-
 def graphed(vae, batch, s, low=False, seed=1):
-    "The lean loss as a CUDA graph: the kernels of a step are launched at once."
+    "The lean loss as training launches it on a GPU: a CUDA graph."
+    from gpovae.model.graphs import Launched
     from gpovae.model.objective import draw
-    noise = draw(vae, batch, s, torch.Generator().manual_seed(seed))
-    tensors = *batch[:8], *noise[0], *noise[1]
-    with use_compiled(): step = torch.cuda.make_graphed_callables(Step(vae, s, low), tensors, allow_unused_input=True)
-    return lambda: step(*tensors)
+    noise, launched = draw(vae, batch, s, torch.Generator().manual_seed(seed)), Launched(vae, s, low)
+    with use_compiled(): launched(batch, noise)
+    return lambda: launched(batch, noise)["total"]
 
 
 def steps(shape, device, rounds, ladder=True):
@@ -78,7 +67,8 @@ def steps(shape, device, rounds, ladder=True):
     vae, batch, s = c.make(*shape, device=device)
     lean, naive = c.both(vae, batch, s)
     kinds = {"plain": (naive, ())} | ({f"saved {i}": (lambda i=i: naive(frozenset(c.SAVINGS[:i])), ()) for i in range(1, len(c.SAVINGS) + 1)} if ladder else {})
-    kinds |= {"lean, eager": (lean, ()), "lean, compiled": (lean, (use_compiled,)), "lean, compiled, bf16": (lean, (use_compiled, lambda: torch.autocast(device, torch.bfloat16)))}
+    low, gpu = lambda: torch.autocast(device, torch.bfloat16), device == "cuda"
+    kinds |= {"lean": (lean, ()), "lean, compiled": (lean, (use_compiled,)), "lean, bf16": (lean, (use_compiled, low))} if gpu else {"lean": (lean, ()), "lean, bf16": (lean, (low,))}
     if device == "cuda":
         for name, low in (("lean, graphed", False), ("lean, graphed, bf16", True)):
             try: kinds[name] = graphed(vae, batch, s, low), ()
@@ -91,7 +81,7 @@ def steps(shape, device, rounds, ladder=True):
             adam[kind].zero_grad(); value = loss()
         value.backward(); torch.nn.utils.clip_grad_norm_(vae.parameters(), 100.); adam[kind].step()
         return value.item()
-    with Products() as products: step("lean, eager")
+    with Products() as products: step("lean")
     again, peak = products.again(device), {}
     loss, took = {k: step(k) for k in kinds}, collections.defaultdict(list)
     same = c.differences(c.gradients(vae, lean), c.gradients(vae, naive))
@@ -106,12 +96,12 @@ def steps(shape, device, rounds, ladder=True):
     with contextlib.ExitStack() as stack:
         with Products() as all_products: naive()
     return dict(cells=shape[0], genes=shape[1], nodes=shape[2], particles=s.particles, perturbations_in_batch=len(vae.perturbations.nodes_of(batch.label)), rounds=rounds, seconds=middle, all_seconds=dict(took),
-                times_faster={k: middle["plain"] / v for k, v in middle.items()}, gflop=products.gflop(), plain_forward_gflop=all_products.gflop(), share_of_products=middle["products alone"] / min(v for k, v in middle.items() if k in ("lean, eager", "lean, compiled")),
+                times_faster={k: middle["plain"] / v for k, v in middle.items()}, gflop=products.gflop(), plain_forward_gflop=all_products.gflop(), share_of_products=middle["products alone"] / min(v for k, v in middle.items() if k in ("lean", "lean, compiled", "lean, graphed")),
                 difference_of_loss=same[0], difference_of_gradients=same[1], loss=loss, savings=c.SAVINGS, peak_gib=peak)
 
 
 def memory(shape):
-    "Peak memory in GiB of a fresh process that takes five compiled lean steps."
+    "Peak memory in GiB of a fresh process that takes five lean steps."
     code = f"""
 import resource, sys, torch; sys.path.insert(0, {str(ROOT / 'tools')!r}); import bench_speed as b
 c = b.chapter(); vae, batch, s = c.make(*{shape!r})
@@ -135,13 +125,14 @@ def limits(device):
 
 
 def one_pass_rate(shape, device, particles=5):
-    "GB/s of the compiled pass over logits: what it must read and write (logits, counts; two derivatives), and what it takes beside one copy."
+    "GB/s of the pass over logits: what it must read and write (logits, counts; two derivatives), and what it takes beside one copy."
     B, G, _ = shape
     S = particles if device == "cuda" else 1
     f, x, weight = torch.randn(S, B, G, device=device), torch.poisson(torch.ones(B, G, device=device)), torch.ones(B, device=device)
-    arguments = f, x, x.sum(1), torch.ones(G, device=device), None, weight
-    compiled = torch.compile(one_pass, dynamic=True); compiled(*arguments)
-    times = [seconds(lambda: compiled(*arguments), device) for _ in range(8)]
+    arguments = f, x, x.sum(1), torch.ones(G, device=device), torch.ones(G, device=device), weight
+    run = torch.compile(one_pass, dynamic=True) if device == "cuda" else _pass      # on the CPU it overwrites the logits
+    run(*arguments)
+    times = [seconds(lambda: run(*arguments), device) for _ in range(8)]
     return dict(ns_per_entry=1e9 * min(times) / f.numel(), gb_s=(3 * f.numel() + x.numel()) * 4 / min(times) / 1e9, particles=S)
 
 
@@ -224,7 +215,7 @@ def quality(options):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"]); parser.add_argument("--rounds", type=int, default=5); parser.add_argument("--out", type=Path)
-    parser.add_argument("--shapes", default=",".join(SHAPES), help="of " + ", ".join(SHAPES))
+    parser.add_argument("--shapes", default="small,large", help="of " + ", ".join(SHAPES))
     options = parser.parse_args()
     found = dict(date=datetime.date.today().isoformat(), command=" ".join(["python", *sys.argv])) | measure(options.device, options.rounds, {k: SHAPES[k] for k in options.shapes.split(",")})
     if options.out: options.out.write_text(json.dumps(found, indent=1))
