@@ -11,6 +11,8 @@
               preparing them; counterfactual profiles of 60,000 cells x 5,000 genes (about half an hour; needs 15 GB of disk, see --scratch)
     predict   average effects of 620 perturbations on 8,563 genes and IWELBO of 100 particles, both presets: time against the plain formulations
               (tools/bench_predict.py), Monte Carlo errors, and on trained models the bias of taking the mean latent (about ten minutes)
+    speed     the training step, plain and lean, at two sizes, three rounds: seconds, products, equality, memory (tools/bench_speed.py; about a quarter of an hour)
+    quality   both presets side by side on 20,000 cells x 2,000 genes x 100 perturbations: ATE-rho on test cells against seconds (see --minutes)
     scale     screens of 600 genes and 50,000 to 1,000,000 cells on disk: peak memory and cells a second of loading all cells and, for the smallest and the
               largest, of training for 250 steps, beside counts in memory where they are few; loading at 2,000 and
               8,563 genes, plain and compressed (half an hour; needs 6 GB of disk, see --scratch)
@@ -32,6 +34,7 @@ from sklearn.metrics import average_precision_score
 from tqdm import tqdm
 
 from bench_predict import predict
+from bench_speed import quality, speed
 from book import real_data
 from gpovae import GPOVAE, GpovaeError, api, datasets, plots, prepare, reports, studies
 from gpovae.data import prepare as preparation, stream
@@ -561,7 +564,7 @@ def unseen(options):
                 spreads=pd.DataFrame([s for f in done for s in f.get("spreads", ())]).round(4), fits=take("fits"), logits=take("logits"), ceiling=take("ceiling"), controls=take("controls"), regulators=take("regulators"))
 
 
-KNOWN = dict(demo=demo, claim=claim, finding=finding, ablation=ablation, prepare=large, unseen=unseen, predict=predict, scale=scale)
+KNOWN = dict(demo=demo, claim=claim, finding=finding, ablation=ablation, prepare=large, unseen=unseen, predict=predict, scale=scale, speed=speed, quality=quality)
 
 
 def main(*arguments):
@@ -569,6 +572,7 @@ def main(*arguments):
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(KNOWN))
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default 5)")
     parser.add_argument("--max-epochs", type=int, help="the same for every screen; default: EPOCHS")
+    parser.add_argument("--minutes", type=float, default=30, help="of training of the published preset, in `quality` (default 30)")
     parser.add_argument("--jobs", type=int, default=2, help="worker processes, one thread each (default 2)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder for NAME.json (default benchmarks)")
     parser.add_argument("--scratch", type=Path, help="folder for the large files of `prepare` and `scale`; raw screens that lie there are used again (default: a temporary one)")

@@ -103,13 +103,28 @@ def steps(shape, device, rounds, ladder=True):
 def memory(shape):
     "Peak memory in GiB of a fresh process that takes five lean steps."
     code = f"""
-import resource, sys, torch; sys.path.insert(0, {str(ROOT / 'tools')!r}); import bench_speed as b
+import re, sys, torch; sys.path.insert(0, {str(ROOT / 'tools')!r}); import bench_speed as b
 c = b.chapter(); vae, batch, s = c.make(*{shape!r})
 from gpovae.model.objective import draw, objective
-before, g, adam = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, torch.Generator().manual_seed(0), torch.optim.Adam(vae.parameters(), fused=True)
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20      # ru_maxrss would be that of the parent
+before, g, adam = peak(), torch.Generator().manual_seed(0), torch.optim.Adam(vae.parameters(), fused=True)
 for _ in range(5): adam.zero_grad(); objective(vae, batch, s, *draw(vae, batch, s, g))["total"].backward(); adam.step()
-print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"""
+print(before, peak())"""
     return dict(zip(("before the first step", "peak"), map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())))
+
+
+def equality(shape, seeds=5):
+    "Relative differences of loss and of all gradients between the plain and the lean step: float32 for several seeds of the noise, float64 once; and products by number of perturbations in the batch."
+    c, rows = chapter(), []
+    for dtype, some in ((torch.float32, range(1, seeds + 1)), (torch.float64, [1])):
+        vae, batch, s = c.make(*shape, dtype=dtype)
+        for seed in some: lean, naive = c.both(vae, batch, s, seed); rows.append(dict(dtype=str(dtype)[6:], seed=seed) | dict(zip(("loss", "gradients"), c.differences(c.gradients(vae, lean), c.gradients(vae, naive)))))
+    vae, batch, s = c.make(*shape)
+    def products(keep):
+        some = batch._replace(label=torch.where(batch.label >= 0, batch.label % keep, -1))
+        with Products() as p: c.both(vae, some, s)[0]().backward()
+        return dict(perturbations=len(vae.perturbations.nodes_of(some.label)), gflop=p.gflop())
+    return dict(differences=rows, products=[products(k) for k in (10, 100, shape[2])])
 
 
 def limits(device):
@@ -145,14 +160,14 @@ def measure(device="cpu", rounds=5, shapes=None):
     for name, shape in (shapes or {k: SHAPES[k] for k in ("small", "large")}).items():
         r = found["shapes"][name] = steps(shape, device, rounds)
         r["one_pass"] = one_pass_rate(shape, device)
-        if device == "cpu": r["memory_gib"] = memory(shape)
+        if device == "cpu": r |= dict(memory_gib=memory(shape), equality=equality(shape))
         print(f"\n{machine(device)}: {shape[0]} cells x {shape[1]:,} genes x {shape[2]} nodes x {r['particles']} particles, {r['perturbations_in_batch']} perturbations in the batch; {r['gflop']:.0f} GFLOP of products, {r['share_of_products']:.0%} of the step; "
               f"loss differs by {r['difference_of_loss']:.0e}, gradients by {r['difference_of_gradients']:.0e}" + (f"; peak {r['memory_gib']['peak']:.2f} GiB" if device == "cpu" else ""))
         print(pd.DataFrame(dict(seconds=r["seconds"], times_faster=r["times_faster"])).round(4).to_string(), flush=True)
     return found
 
 
-def speed(options): return measure("cpu", rounds=options.seeds)
+def speed(options): return measure("cpu", rounds=3)
 
 
 QUALITY = dict(n_cells=20_000, n_genes=2000, n_perturbations=100)
