@@ -118,7 +118,7 @@ def datasets():
 @click.option("--compile/--no-compile", default=None, help="Compile the likelihood, which takes half a minute first; if neither is said, on GPUs only.")
 @click.option("--devices", type=click.IntRange(1), help="Processes that share every batch, one for each GPU or some cores of this machine.  [default: 1, or those that torchrun or Slurm started]")
 @click.option("--strategy", default="auto", type=click.Choice(["auto", "ddp"]), help="ddp is how several processes share a batch; under Slurm it must be said.")
-@click.option("--on-disk/--in-memory", default=None, help="Leave the counts on disk while training.  [default: where they would take more than half of the available memory]")
+@click.option("--on-disk/--in-memory", default=None, help="Leave the counts on disk while training; if not said, where they would take more than half of the available memory.")
 @_set
 @_seed
 @_quiet
