@@ -224,7 +224,7 @@ def explain(self: GPOVAE,
     why, P = _explain(vae.grn, vae.perturbations.kappa, self.nodes, source, target, n_paths), vae.perturbations
     if target is None: return why
     node, column = self.nodes.index.get_loc(target), self.genes.index(target)
-    why = replace(why, predicted=log_fold(vae, self.context, column, self.predict(name).X[0, column]))
+    why = replace(why, predicted=float(log_fold(vae, self.context, [column], self.predict(name).X[0, [column]])[0]))
     if name not in self.labels: return why
     return replace(why, **{k: float(v[self.labels.index(name), node]) for k, v in (("observed", P.mean), ("se", P.se))})
 

@@ -10,7 +10,6 @@ import heapq, itertools
 from dataclasses import dataclass
 from html import escape
 import numpy as np, pandas as pd, torch
-from scipy.optimize import brentq
 from ..data.screen import GpovaeError, canonical, targets
 from ..model.alignment import GRN
 from ..model.averages import log_total
@@ -88,18 +87,22 @@ def without_each(
 def log_fold(
     vae: VAE,
     context: Context,
-    column: int,    # gene
-    effect: float,  # difference of mean log2 expression to the context cells
+    columns: list[int],   # genes
+    effects: np.ndarray,  # (columns,) differences of mean log2 expression to the context cells
     limit: float = 10.0,
-) -> float:  # natural log, within +-limit
-    "The fold change of a gene's mean that amounts to an effect in log2 units."
+) -> np.ndarray:  # (columns,) natural log, within +-limit
+    "The fold changes of the genes' means that amount to effects in log2 units."
     f = vae.decode(context.z_b, torch.zeros(1, vae.grn.n), torch.zeros(1, vae.latent), context.batch)
-    mu = (f[:, column] - log_total(f, vae.size_factor).squeeze(-1)).double().exp() * context.library
-    theta, scale = vae.inverse_dispersion()[column].double(), 1e4 / context.library.double()
-    mean = lambda d: float(expected_log2(mu * np.exp(d), theta, scale).mean())
-    wanted = mean(0.0) + float(effect)
-    low, high = mean(-limit), mean(limit)
-    return -limit if wanted <= low else limit if wanted >= high else float(brentq(lambda d: mean(d) - wanted, -limit, limit, xtol=1e-6))
+    mu = (f[:, columns] - log_total(f, vae.size_factor)[:, None]).double().exp() * context.library[:, None]
+    theta, scale = vae.inverse_dispersion()[columns].double(), 1e4 / context.library[:, None].double()
+    mean = lambda d: expected_log2(mu * d.exp(), theta, scale).mean(0)
+    high = torch.full((len(columns),), limit, dtype=torch.float64); low = -high
+    wanted = mean(0 * high) + torch.as_tensor(np.asarray(effects, float))
+    for _ in range(26):                       # bisection, to 1e-6
+        middle = (low + high) / 2
+        below = mean(middle) < wanted
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return ((low + high) / 2).numpy()
 
 # %% ../../nbs/31_grn.explain.ipynb #1a4b74f2
 @dataclass
@@ -184,7 +187,7 @@ def explain(
         return table.sort_values("total", key=np.abs, ascending=False)
     j, longest = at[target], grn.hops + 1
     total = float(length[:, j].sum())
-    lengths = pd.DataFrame(dict(contribution=length[:, j], share=length[:, j] / total if total else np.nan), index=pd.RangeIndex(1, longest + 1, name="edges"))
+    lengths = pd.DataFrame(dict(contribution=length[:, j], share=length[:, j] / total + 0.0 if total else np.nan), index=pd.RangeIndex(1, longest + 1, name="edges"))
     start = {s: float(kappa[s]) / (1 + sum(np.linalg.matrix_power(W, k)[s, s] for k in range(1, longest + 1))) for s in sources}
     with torch.no_grad(): probability = torch.sigmoid(grn.edge_logit).double().cpu().numpy()
     return Explanation("+".join(wanted), target, total, lengths, _paths(W, probability, start, j, longest, n_paths, nodes.index.to_numpy(), total),
