@@ -137,7 +137,9 @@ class Explanation:
         if self.relative: said.append("The source was not measured, so the network's edges are per unit of its unknown change")
         return ". ".join(said) + "."
 
-    def _tables(self): return {"By length": self.by_length, "Paths": self.paths, "Mediators": self.mediators.head(10)}
+    def _tables(self):
+        m = self.mediators
+        return {"By length": self.by_length, "Paths": self.paths, "Mediators": m[(m[["contribution", "loss"]].abs() >= 5e-4).any(axis=1)].head(10)}
     def __repr__(self): return "\n\n".join([self.sentence(), *(f"{k}\n{t.round(3).to_string(na_rep='')}" for k, t in self._tables().items())])
     def _repr_html_(self): return f"<p>{escape(self.sentence())}</p>" + "".join(f"<h4>{k}</h4>{t.round(3).to_html(border=0, na_rep='')}" for k, t in self._tables().items())
 
