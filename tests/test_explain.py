@@ -155,7 +155,7 @@ def test_prediction_in_natural_log(model):
 
 
 def test_words_and_markup():
-    grn, kappa, nodes = random_grn(4, 0)
+    grn, kappa, nodes = random_grn(4, 0, density=1)
     nodes.index = ["<script>alert(1)</script>", 'b"&', "c", "d"]
     why = explain(grn, kappa, nodes, nodes.index[0], "c", n_paths=3)
     html = why._repr_html_()
