@@ -6,8 +6,8 @@
 __all__ = ['FORMAT', 'GPOVAE', 'nearest']
 
 # %% ../nbs/60_api.ipynb #efce37e9
-import difflib, hashlib, json, os, platform, tempfile, warnings, zlib
-from dataclasses import asdict
+import copy, difflib, hashlib, json, os, platform, tempfile, warnings, zlib
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from fastcore.basics import patch
@@ -23,7 +23,8 @@ from .evaluate import Scores, evaluate as _evaluate
 from .evaluate.baselines import noise_variance
 from .evaluate.effects import cells, observed_effects
 from .grn.edges import edge_table, with_evidence
-from .grn.explain import explain as _explain
+from .grn.explain import Explanation, cut_edges, explain as _explain, log_fold
+from .grn.export import as_networkx, node_table, store_network, write_network
 from .model.alignment import GRN
 from .model.objective import make_settings
 from .model.predict import Context, anchor, average_effects, basal_latent, control_context, iwelbo as _iwelbo, log2_table, particles as _particles
@@ -64,7 +65,7 @@ class GPOVAE:
 
     def __repr__(self):
         state = f"trained for {len(self.history)} epochs on {len(self.labels)} perturbations" if self.vae is not None else "not trained"
-        return f"GPOVAE(preset={self.preset!r}, {len(self.genes)} genes, {len(self.nodes)} nodes, {state})"
+        return f"GPOVAE(preset={self.preset!r}, {len(self.genes)} genes, {len(self.nodes)} nodes, {state}{', without ' * bool(self._removed())}{self._removed()})"
 
 # %% ../nbs/60_api.ipynb #d6093860
 def _cells(screen: Screen) -> str:
@@ -165,6 +166,7 @@ def predict(self: GPOVAE,
     names = self._wanted(wanted, unseen, prior, known)
     new, out, evidence = np.array([not set(targets(p)) <= known for p in names]), np.zeros((3, len(names), len(self.genes)), np.float32), np.full(len(names), "trained", dtype=object)
     if not new.all(): out[:, ~new] = average_effects(vae, self.context, self._rows([p for p, n in zip(names, new) if not n]), seed=self.seed, progress=progress)
+    if new.any() and self._removed(): raise GpovaeError(f"{names[int(np.argmax(new))]!r} was not trained, and what the network says of it comes from a fit of its own, in which {self._removed()} is not cut. Ask the whole model.")
     if new.any():
         spread = self._spread_between()
         *found, evidence[new] = predict_unseen(vae, self.context, [targets(p) for p, n in zip(names, new) if n], self.nodes, self.genes, prior, self.seed, self._unseen["fits"], progress)
@@ -209,15 +211,60 @@ def network(self: GPOVAE,
     edges = edge_table(self._trained().grn, self.nodes, min_probability)
     return with_evidence(edges, self.vae.perturbations, self.labels, self.nodes) if evidence else edges
 
+# %% ../nbs/60_api.ipynb #a3d0c1e2
 @patch
 def explain(self: GPOVAE,
-    source: str,                # perturbed gene
+    source: str,                # perturbation, such as "GATA1" or "CEBPA+KLF1"
     target: str | None = None,  # gene whose change is explained; None gives all
+    n_paths: int | None = 10,   # how many paths are named; None names all, which only small networks allow
+) -> pd.DataFrame | Explanation:
+    "The network's effect of a perturbation, taken apart: by length, path and mediator for one target; for all of them by direct and indirect, with the share of all effects that each one mediates."
+    vae, name = self._trained(), canonical(source)
+    if untold := [g for g in targets(name) if g in self.nodes.index and not self.nodes.perturbed[g]]: raise GpovaeError(f"{untold[0]!r} was never perturbed in training cells, so its edges are not known.")
+    why, P = _explain(vae.grn, vae.perturbations.kappa, self.nodes, source, target, n_paths), vae.perturbations
+    if target is None: return why
+    node, column = self.nodes.index.get_loc(target), self.genes.index(target)
+    why = replace(why, predicted=float(log_fold(vae, self.context, [column], self.predict(name).X[0, [column]])[0]))
+    if name not in self.labels: return why
+    return replace(why, **{k: float(v[self.labels.index(name), node]) for k, v in (("observed", P.mean), ("se", P.se))})
+
+# %% ../nbs/60_api.ipynb #a3d0c1e4
+@patch
+def cut(self: GPOVAE,
+    edges: list[tuple[str, str]],  # (source, target)
+) -> GPOVAE:
+    "The model without some edges of its network; the model itself is left as it is."
+    other = copy.copy(self)
+    other.vae = cut_edges(self._trained(), self.nodes, edges)
+    return other
+
+@patch
+def _removed(self: GPOVAE) -> str:
+    "The edges that were cut, in words; empty for a whole model."
+    names = self.nodes.index
+    return ", ".join(f"{names[i]} > {names[j]}" for i, j in getattr(self.vae.grn, "removed", [])) if self.vae is not None else ""
+
+# %% ../nbs/60_api.ipynb #a3d0c1e7
+@patch
+def graph(self: GPOVAE,
+    min_probability: float = 0.5,
+    evidence: bool = True,      # with the measurement behind each edge
+):  # networkx.DiGraph
+    "The network as a NetworkX graph; its nodes say whether they were perturbed and measured, how strongly, and in how many cells."
+    return as_networkx(self.network(min_probability, evidence), node_table(self.nodes, self._trained().perturbations))
+
+@patch
+def export_network(self: GPOVAE,
+    path: str | Path | None = None,  # .tsv, .csv, .graphml, .cyjs or .decoupler.csv; None: `uns['gpovae_network']` of the screen
+    min_probability: float = 0.5,
+    evidence: bool = True,           # with the measurement behind each edge
+    format: str | None = None,       # if the suffix does not say it
 ) -> pd.DataFrame:
-    "The network's effect of a perturbation, taken apart: by mediator for one target, by direct and indirect for all."
-    self._trained()
-    if source in self.nodes.index and not self.nodes.perturbed[source]: raise GpovaeError(f"{source!r} was never perturbed in training cells, so its edges are not known.")
-    return _explain(self.vae.grn, self.vae.perturbations.kappa, self.nodes, source, target)
+    "Write the network for other tools; returns the table of edges."
+    edges = self.network(min_probability, evidence)
+    if path is None: store_network(self._data(), edges)
+    else: write_network(edges, path, format, node_table(self.nodes, self._trained().perturbations))
+    return edges
 
 # %% ../nbs/60_api.ipynb #8daf8ba9
 @patch
@@ -288,6 +335,7 @@ def save(self: GPOVAE,
 ) -> Path:
     "Write the model to a folder; every file appears whole or not at all."
     vae, path = self._trained(), Path(path)
+    if self._removed(): raise GpovaeError(f"A model without {self._removed()} cannot be saved. Save the whole model, and cut again after loading it.")
     path.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.contiguous() for k, v in vae.state_dict().items()} | {f"context.{k}": v.contiguous() for k, v in self.context._asdict().items()} | {f"anchor.{i}": torch.from_numpy(v) for i, v in enumerate(self.anchor)}
     (path / "settings.json").unlink(missing_ok=True)
@@ -313,6 +361,7 @@ def _sha256(path: Path) -> str: return hashlib.sha256(path.read_bytes()).hexdige
 def load(cls: GPOVAE,
     path: str | Path,                  # folder written by `save`
     adata: ad.AnnData | None = None,   # the prepared screen; None reads the one recorded in the run, if it is there
+    data: bool = True,                 # False leaves the recorded screen unread: network and predictions need none
 ) -> "GPOVAE":
     "Read a model back. Raises `GpovaeError` for a folder that is no run, was altered, or does not fit the screen."
     path = Path(path)
@@ -329,7 +378,7 @@ def load(cls: GPOVAE,
     self.context = Context(*(tensors.pop(f"context.{k}") for k in Context._fields))
     self.history = pd.read_csv(path / "history.csv")
     self.data, self.ended = s["data"], s.get("ended")
-    self.adata = _fitting(adata if adata is not None else _recorded(s["data"]), self.genes)
+    self.adata = _fitting(adata if adata is not None or not data else _recorded(s["data"]), self.genes)
     names = pd.Index(s["nodes"]["names"], name="node")
     self.nodes = pd.DataFrame(dict(perturbed=s["nodes"]["perturbed"], position=pd.Index(self.genes).get_indexer(names)), index=names)
     self.vae = _empty(self, tensors)
