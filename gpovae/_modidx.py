@@ -864,7 +864,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'gpovae.netplots.flow': ('netplots.html#flow', 'gpovae/netplots.py'),
                                  'gpovae.netplots.hierarchy': ('netplots.html#hierarchy', 'gpovae/netplots.py'),
                                  'gpovae.netplots.layers': ('netplots.html#layers', 'gpovae/netplots.py'),
-                                 'gpovae.netplots.modules': ('netplots.html#modules', 'gpovae/netplots.py'),
                                  'gpovae.netplots.path_diagram': ('netplots.html#path_diagram', 'gpovae/netplots.py')},
             'gpovae.plots': { 'gpovae.plots._axis': ('plots.html#_axis', 'gpovae/plots.py'),
                               'gpovae.plots._finish': ('plots.html#_finish', 'gpovae/plots.py'),

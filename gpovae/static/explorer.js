@@ -11,6 +11,7 @@ const index = new Map(); G.forEach((g, i) => { const k = g.name.toLowerCase(); i
 const lowest = E.length ? Math.floor(100 * Math.min(...E.map(e => e.p))) / 100 : 0;
 const WORDS = {1: "activates", "-1": "represses", 0: "regulates"}, ARROWS = {1: "\u2192", "-1": "\u22a3", 0: "\u2192"};
 const number = (x, digits = 3) => x === null || x === undefined ? "not known" : x === 0 ? "0" : Math.abs(x) < 1e-3 ? x.toExponential(1) : Math.abs(x) >= 1e4 ? x.toLocaleString("en") : String(+x.toPrecision(digits));
+const told = v => typeof v === "number" ? number(v) : v === null || v === undefined ? "not known" : v === true ? "yes" : v === false ? "no" : String(v);
 const signed = x => (x > 0 ? "+" : "") + number(x);
 const state = {min: lowest, sign: 0, max: most, sure: false, view: {kind: "all"}, chosen: null};
 
@@ -47,7 +48,7 @@ function style() {
 }
 const degree = G.map((_, g) => out[g].length + into[g].length), busiest = Math.max(1, ...degree), many = G.length > 80, boxed = () => !many || state.view.kind !== "all", start = new Set(shown().flatMap(e => [e.s, e.t]));
 const cy = cytoscape({container: $("stage"), style: style(), layout: {name: "preset", fit: false}, minZoom: .02, maxZoom: 6, boxSelectionEnabled: false, autounselectify: true, userZoomingEnabled: false, hideEdgesOnViewport: E.length > 5000, pixelRatio: "auto",
-  elements: G.map((g, i) => ({group: "nodes", data: {id: "g" + i, at: i, name: g.name, colour: MODULES[g.module] || OTHER, shape: g.perturbed === false ? "rectangle" : "ellipse", box: g.perturbed === false ? "rectangle" : "round-rectangle", wide: Math.min(170, 16 + 7.6 * g.name.length), size: 24 + 60 * Math.sqrt(degree[i] / busiest), font: 20 + 50 * Math.sqrt(degree[i] / busiest)}, position: {x: g.x, y: g.y}, classes: (boxed() ? "boxed" : "") + (start.has(i) ? "" : " off")}))});
+  elements: G.map((g, i) => ({group: "nodes", data: {id: "g" + i, at: i, name: g.name, colour: MODULES[g.module - 1] || OTHER, shape: g.perturbed === false ? "rectangle" : "ellipse", box: g.perturbed === false ? "rectangle" : "round-rectangle", wide: Math.min(170, 16 + 7.6 * g.name.length), size: 24 + 60 * Math.sqrt(degree[i] / busiest), font: 20 + 50 * Math.sqrt(degree[i] / busiest)}, position: {x: g.x, y: g.y}, classes: (boxed() ? "boxed" : "") + (start.has(i) ? "" : " off")}))});
 const nodes = G.map((_, i) => cy.getElementById("g" + i)), lines = [];
 function need(edges) {                                                   // a line is made when it is first shown
   const missing = edges.filter(e => !lines[e.i]);
@@ -128,9 +129,9 @@ function partner(e, g, arrow) { return button(`${ARROWS[e.sign]} ${G[g].name}`, 
 function chooseGene(g) {
   state.chosen = {gene: g};
   const size = e => -Math.abs(e.w), r = into[g].filter(passes).sort((a, b) => size(a) - size(b)), t = out[g].filter(passes).sort((a, b) => size(a) - size(b)), about = [];
-  if (G[g].module !== null && G[g].module !== undefined) about.push(`module ${G[g].module + 1}`);
+  if (G[g].module !== null && G[g].module !== undefined) about.push(`module ${G[g].module}`);
   if (G[g].perturbed !== undefined) about.push(G[g].perturbed ? "perturbed" : "not perturbed: what it regulates is not known");
-  const extra = tag("dl"); for (const [k, v] of Object.entries(G[g].more || {})) extra.append(tag("dt", k), tag("dd", typeof v === "number" ? number(v) : v === null ? "not known" : String(v)));
+  const extra = tag("dl"); for (const [k, v] of Object.entries(G[g].more || {})) extra.append(tag("dt", k), tag("dd", told(v)));
   const only = button("Only its surroundings", () => around(g)), more = button("Add neighbours", () => grow([g])), acts = tag("div", undefined, {className: "acts"}); acts.append(only, more);
   panel(tag("h2", G[g].name), tag("p", about.join(", ")), acts, extra,
     tag("h3", `Regulators (${r.length})`), listed(r, e => partner(e, e.s)), tag("h3", `Targets (${t.length})`), listed(t, e => partner(e, e.t)));
@@ -140,7 +141,7 @@ function chooseEdge(i) {
   const e = E[i], dl = tag("dl"); state.chosen = {edge: i};
   for (const c of columns) {
     const v = edges[c.key][i]; if (v === "" || (c.key === "flag" && !v)) continue;
-    const text = typeof v === "number" ? (c.signed ? signed(v) : number(v)) : v === null ? "not known" : v === true ? "yes" : v === false ? "no" : String(v);
+    const text = c.signed && typeof v === "number" ? signed(v) : told(v);
     dl.append(tag("dt", c.label), tag("dd", text, {className: text.length > 14 ? "text" : ""}));
   }
   panel(tag("h2", `${G[e.s].name} ${ARROWS[e.sign]} ${G[e.t].name}`), tag("p", `${G[e.s].name} ${WORDS[e.sign]} ${G[e.t].name}.`, {className: WORDS[e.sign]}), dl,
