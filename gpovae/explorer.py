@@ -122,4 +122,4 @@ def explorer(
     page = explorer_page(edges, nodes, **more).replace("&", "&amp;").replace('"', "&quot;")
     return HTML(f'<div class="gpovae-network"><style>.gpovae-network .static{{display:none}}.gpovae-network iframe{{width:100%;height:{int(height)}px;border:0;display:block}}@media print{{.gpovae-network .static{{display:block}}.gpovae-network iframe{{display:none}}}}</style>'
                 f'<noscript><style>.gpovae-network .static{{display:block}}.gpovae-network iframe{{display:none}}</style></noscript>'
-                f'<iframe title="Explorable network" sandbox="allow-scripts allow-downloads" srcdoc="{page}"></iframe><div class="static">{_static(edges)}</div></div>')
+                f'<iframe title="Explorable network" sandbox="allow-scripts allow-forms allow-downloads" srcdoc="{page}"></iframe><div class="static">{_static(edges)}</div></div>')

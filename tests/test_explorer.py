@@ -39,7 +39,7 @@ class Page:
         assert self.js("performance.getEntriesByType('resource').length") == 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def chrome():
     if not chromium(): pytest.skip("there is no Chromium here")
     with browser() as context: yield context
@@ -53,10 +53,10 @@ def test_a_reader_in_a_report(chrome, report, tmp_path):
     edges = pd.DataFrame(json.loads(report["json"].read_text())["edges"])
     p = Page(chrome, report["html"])
     n, genes = len(edges), len({*edges.source, *edges.target})
-    assert p.framed and p.shown()[0] == genes and p.shown()[2 - 1:] == (p.shown()[1],) or p.shown()[1] == n
+    assert p.framed and p.shown() == (genes, n)
     hub = edges.source.value_counts().index[0]; its = edges[edges.source == hub]
 
-    p.at.fill("#gene", hub.lower()[:-1] if sum(g.lower().startswith(hub.lower()[:-1]) for g in {*edges.source, *edges.target}) == 1 else hub.lower()); p.at.press("#gene", "Enter"); p.settle()     # search
+    p.at.fill("#gene", hub.lower()); p.at.press("#gene", "Enter"); p.settle()                        # search
     assert p.text("#panel h2") == hub and f"Targets ({len(its)})" in p.text() and f"Regulators ({(edges.target == hub).sum()})" in p.text()
     first = its.loc[its.weight.abs().idxmax()]
     assert p.at.locator("#panel h3:has-text('Targets') + ul li").first.inner_text().split()[1] == first.target
@@ -64,7 +64,7 @@ def test_a_reader_in_a_report(chrome, report, tmp_path):
     other = edges.source.value_counts().index[1]                                                     # click a gene
     p.at.click("#fit"); p.settle(); p.click(*p.gene(other))
     assert p.text("#panel h2") == other and p.js("gpovaeNetwork.genes[gpovaeNetwork.state.chosen.gene].name") == other
-    assert p.js("gpovaeNetwork.cy.nodes('.dim').length") == genes - len({other, *edges[edges.source == other].target, *edges[edges.target == other].source})
+    assert p.js("gpovaeNetwork.cy.nodes('.dim').not('.off').length") == genes - len({other, *edges[edges.source == other].target, *edges[edges.target == other].source})
 
     p.at.press("#stage", "Escape"); p.settle()                                                       # click an edge
     for e in edges.itertuples():
@@ -158,7 +158,7 @@ def test_hostile_names_stay_text(chrome, tmp_path):
             p.at.locator("#panel h3:has-text('Targets') + ul button").click(); p.settle(); assert e.target in p.text("#panel h2") and e.flag in p.text()
         assert p.at.locator("img, b").count() == 0 and p.at.locator("script").count() == 3
         with p.page.expect_download() as saved: p.at.click("#tsv")
-        assert len(open(saved.value.path()).read().splitlines()) == 7 or len(p.js("gpovaeNetwork.state.edges")) < 6
+        assert {l.split("\t")[0] for l in open(saved.value.path(), encoding="utf-8").read().splitlines()} == {"source", *HOSTILE}
         p.quiet()
 
 
