@@ -63,6 +63,10 @@ class GPOVAE:
         if self.adata is None: raise GpovaeError("This needs the screen: load the model with GPOVAE.load(run, adata).")
         return self.adata
 
+    def _removed(self) -> str:
+        "The edges that were cut, in words; empty for a whole model."
+        return ", ".join(f"{self.nodes.index[i]} > {self.nodes.index[j]}" for i, j in getattr(self.vae.grn, "removed", [])) if self.vae is not None else ""
+
     def __repr__(self):
         state = f"trained for {len(self.history)} epochs on {len(self.labels)} perturbations" if self.vae is not None else "not trained"
         return f"GPOVAE(preset={self.preset!r}, {len(self.genes)} genes, {len(self.nodes)} nodes, {state}{', without ' * bool(self._removed())}{self._removed()})"
@@ -237,12 +241,6 @@ def cut(self: GPOVAE,
     other = copy.copy(self)
     other.vae = cut_edges(self._trained(), self.nodes, edges)
     return other
-
-@patch
-def _removed(self: GPOVAE) -> str:
-    "The edges that were cut, in words; empty for a whole model."
-    names = self.nodes.index
-    return ", ".join(f"{names[i]} > {names[j]}" for i, j in getattr(self.vae.grn, "removed", [])) if self.vae is not None else ""
 
 # %% ../nbs/60_api.ipynb #a3d0c1e7
 @patch

@@ -194,7 +194,7 @@ def test_combinations(model, held):
     p = quiet(model, [a, b, f"{a}+{b}", f"{b}+{gene}", f"{b}+{a}"])
     single = dict(zip(p.obs_names, p.obs.evidence))
     assert p.obs.evidence.iloc[2] == max(single[a], single[b], key=EVIDENCE.index) and p.obs.evidence.iloc[3] == "none"
-    assert np.array_equal(p.X[2], p.X[4])                                   # whichever is named first
+    assert np.allclose(p.X[2], p.X[4], rtol=1e-5, atol=1e-6)                # whichever is named first; a matrix product may round its rows differently
     near = p.X[0] + p.X[1] - model.anchor[0]
     assert pearson(p.X[2], near) > 0.95
     assert np.array_equal(p.X[0], model.predict(a).X[0])                    # trained ones are not touched

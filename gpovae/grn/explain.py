@@ -113,7 +113,7 @@ class Explanation:
     total: float             # the network's effect
     by_length: pd.DataFrame  # edges 1 .. K + 1: contribution (they sum to `total`), share
     paths: pd.DataFrame      # path, edges, contribution (likewise), share, sign, probability (of the least probable edge)
-    mediators: pd.DataFrame  # mediator, contribution (of walks whose last edge is its; likewise), kind, loss (of `total`, without its outgoing edges)
+    mediators: pd.DataFrame  # mediator, contribution (of walks whose last edge is its; likewise), kind, loss (of `total`, without its outgoing edges); largest loss first
     relative: bool = False   # a source was not measured, and counts as lowered by one unit
     predicted: float = np.nan  # by the whole model
     observed: float = np.nan   # measured shift in training cells, NaN where there is none
@@ -133,13 +133,15 @@ class Explanation:
             said.append(f"The strongest path is {best['path']} ({best.contribution:+.3f})")
         else: said.append("No path leads there")
         if np.isfinite(self.predicted): said.append(f"The whole model predicts {self.predicted:+.3f}, which is {self.rest:+.3f} beyond the network")
-        if np.isfinite(self.observed): said.append(f"Measured in training cells: {self.observed:+.3f} +- {self.se:.3f}")
+        if np.isfinite(self.observed): said.append(f"Measured in training cells: {self.observed:+.3f} ± {self.se:.3f}")
         if self.relative: said.append("The source was not measured, so the network's edges are per unit of its unknown change")
         return ". ".join(said) + "."
 
-    def _tables(self): return {"By length": self.by_length, "Paths": self.paths, "Mediators": self.mediators.head(10)}
-    def __repr__(self): return "\n\n".join([self.sentence(), *(f"{k}\n{t.round(3).to_string()}" for k, t in self._tables().items())])
-    def _repr_html_(self): return f"<p>{escape(self.sentence())}</p>" + "".join(f"<h4>{k}</h4>{t.round(3).to_html(border=0)}" for k, t in self._tables().items())
+    def _tables(self):
+        m = self.mediators
+        return {"By length": self.by_length, "Paths": self.paths, "Mediators": m[(m[["contribution", "loss"]].abs() >= 5e-4).any(axis=1)].head(10)}
+    def __repr__(self): return "\n\n".join([self.sentence(), *(f"{k}\n{t.round(3).to_string(na_rep='')}" for k, t in self._tables().items())])
+    def _repr_html_(self): return f"<p>{escape(self.sentence())}</p>" + "".join(f"<h4>{k}</h4>{t.round(3).to_html(border=0, na_rep='')}" for k, t in self._tables().items())
 
 # %% ../../nbs/31_grn.explain.ipynb #b4e264bd
 def _paths(W, probability, start, target, longest, n, names, total) -> pd.DataFrame:
@@ -158,7 +160,8 @@ def _mediators(W, parts, sources, target, names, total, left) -> pd.DataFrame:
     table = pd.DataFrame(dict(mediator=names, contribution=passed, kind=np.where(np.isin(np.arange(len(W)), sources), "feedback", "through"), loss=loss))
     direct = pd.DataFrame([(names[s], p[0, target], "direct", np.nan) for s, p in parts.items()], columns=table.columns)
     table = pd.concat([direct, table[(table.contribution != 0) | (table.loss.abs() > 1e-12)]])
-    return table[(table.contribution != 0) | (table.kind == "through")].sort_values("contribution", key=np.abs, ascending=False, kind="stable").reset_index(drop=True)
+    table = table[(table.contribution != 0) | (table.kind == "through")]
+    return table.iloc[np.argsort(-table.loss.fillna(table.contribution).abs().to_numpy(), kind="stable")].reset_index(drop=True)
 
 # %% ../../nbs/31_grn.explain.ipynb #27e71ef9
 def explain(
@@ -188,7 +191,7 @@ def explain(
     j, longest = at[target], grn.hops + 1
     total = float(length[:, j].sum())
     lengths = pd.DataFrame(dict(contribution=length[:, j], share=length[:, j] / total + 0.0 if total else np.nan), index=pd.RangeIndex(1, longest + 1, name="edges"))
-    start = {s: float(kappa[s]) / (1 + sum(np.linalg.matrix_power(W, k)[s, s] for k in range(1, longest + 1))) for s in sources}
+    start = {s: float(kappa[s]) - parts[s][:, s].sum() for s in sources}      # kappa / T_gg: without what comes back to the source
     with torch.no_grad(): probability = torch.sigmoid(grn.edge_logit).double().cpu().numpy()
     return Explanation("+".join(wanted), target, total, lengths, _paths(W, probability, start, j, longest, n_paths, nodes.index.to_numpy(), total),
                        _mediators(W, parts, sources, j, nodes.index.to_numpy(), total, left), bool("position" in nodes and (nodes.position.iloc[sources] < 0).any()))
