@@ -72,7 +72,7 @@ function place() {                                                       // wher
     for (const p of v.paths) p.genes.forEach((g, k) => column.set(g, Math.max(column.get(g) || 0, k)));
     column.set(v.to, Math.max(...column.values(), 1)); column.set(v.from, 0);
     for (const p of v.paths) for (const g of p.genes) if (!row.has(g)) { const c = column.get(g); row.set(g, count[c] = (count[c] ?? -1) + 1); }
-    return i => column.has(i) ? {x: 170 * column.get(i), y: 64 * (row.get(i) - count[column.get(i)] / 2) + (column.get(i) % 2 ? 18 : -18) * (column.get(i) > 0 && i !== v.to)} : at(i);
+    return i => column.has(i) ? {x: 170 * column.get(i), y: 100 * (row.get(i) - count[column.get(i)] / 2) + (column.get(i) % 2 ? 18 : -18) * (column.get(i) > 0 && i !== v.to)} : at(i);
   }
   const ring = new Map([[v.centre, 0]]), where = new Map([[v.centre, {x: 0, y: 0}]]);
   for (let layer = [v.centre], k = 1; layer.length; k++) { layer = [...new Set(layer.flatMap(beside))].filter(g => v.genes.has(g) && !ring.has(g)); for (const g of layer) ring.set(g, k); }
@@ -140,7 +140,7 @@ function chooseGene(g) {
 function chooseEdge(i) {
   const e = E[i], dl = tag("dl"); state.chosen = {edge: i};
   for (const c of columns) {
-    const v = edges[c.key][i]; if (v === "" || (c.key === "flag" && !v)) continue;
+    const v = edges[c.key][i]; if (v === "" || c.key === "sign" || (c.key === "flag" && !v)) continue;
     const text = c.signed && typeof v === "number" ? signed(v) : told(v);
     dl.append(tag("dt", c.label), tag("dd", text, {className: text.length > 14 ? "text" : ""}));
   }
