@@ -47,7 +47,7 @@ function style() {
     {selector: "node.chosen", style: {"border-width": 3, "border-color": ink, "min-zoomed-font-size": 0, "font-weight": "bold"}}, {selector: "edge.chosen", style: {opacity: 1, "underlay-color": ink, "underlay-opacity": .2, "underlay-padding": 4}}];
 }
 const degree = G.map((_, g) => out[g].length + into[g].length), busiest = Math.max(1, ...degree), many = G.length > 80, boxed = () => !many || state.view.kind !== "all", start = new Set(shown().flatMap(e => [e.s, e.t]));
-const cy = cytoscape({container: $("stage"), style: style(), layout: {name: "preset", fit: false}, minZoom: .02, maxZoom: 6, boxSelectionEnabled: false, autounselectify: true, userZoomingEnabled: false, hideEdgesOnViewport: E.length > 5000, pixelRatio: "auto",
+const cy = cytoscape({container: $("canvas"), style: style(), layout: {name: "preset", fit: false}, minZoom: .02, maxZoom: 6, boxSelectionEnabled: false, autounselectify: true, userZoomingEnabled: false, hideEdgesOnViewport: E.length > 5000, pixelRatio: "auto",
   elements: G.map((g, i) => ({group: "nodes", data: {id: "g" + i, at: i, name: g.name, colour: MODULES[g.module - 1] || OTHER, shape: g.perturbed === false ? "rectangle" : "ellipse", box: g.perturbed === false ? "rectangle" : "round-rectangle", wide: Math.min(170, 16 + 7.6 * g.name.length), size: 24 + 60 * Math.sqrt(degree[i] / busiest), font: 20 + 50 * Math.sqrt(degree[i] / busiest)}, position: {x: g.x, y: g.y}, classes: (boxed() ? "boxed" : "") + (start.has(i) ? "" : " off")}))});
 const nodes = G.map((_, i) => cy.getElementById("g" + i)), lines = [];
 function need(edges) {                                                   // a line is made when it is first shown
@@ -226,8 +226,9 @@ stage.addEventListener("focus", () => cy.userZoomingEnabled(true)); stage.addEve
 const KEYS = {"+": () => zoom(1.2), "=": () => zoom(1.2), "-": () => zoom(1 / 1.2), 0: fit, ArrowLeft: () => cy.panBy({x: 60, y: 0}), ArrowRight: () => cy.panBy({x: -60, y: 0}), ArrowUp: () => cy.panBy({x: 0, y: 60}), ArrowDown: () => cy.panBy({x: 0, y: -60})};
 stage.addEventListener("keydown", ev => { if (ev.target === stage && !ev.ctrlKey && !ev.metaKey && KEYS[ev.key]) { KEYS[ev.key](); ev.preventDefault(); } });
 document.addEventListener("keydown", ev => { if (ev.key === "Escape") clear(); });
-cy.on("tap", ev => { if (ev.target === cy) clear(); else if (ev.target.isNode()) chooseGene(ev.target.data("at")); else chooseEdge(ev.target.data("at")); });
-cy.on("dbltap", "node", ev => grow([ev.target.data("at")]));
+let taps = [];                                                            // two quick clicks on two genes are no double click
+cy.on("tap", ev => { if (ev.target === cy) clear(); else if (ev.target.isNode()) { taps = [taps[1], ev.target.data("at")]; chooseGene(taps[1]); } else chooseEdge(ev.target.data("at")); });
+cy.on("dbltap", "node", ev => { if (taps[0] === taps[1]) grow([taps[1]]); });
 cy.on("mouseover", "node, edge", ev => {
   const i = ev.target.data("at"), e = E[i];
   tip.textContent = ev.target.isNode() ? `${G[i].name}: ${into[i].filter(passes).length} regulators, ${out[i].filter(passes).length} targets` : `${G[e.s].name} ${WORDS[e.sign]} ${G[e.t].name}: ${signed(e.w)}, p ${e.p.toFixed(2)}`;
