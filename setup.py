@@ -21,7 +21,7 @@ setup(
     # The report notebooks travel inside the wheel as the package gpovae.notebooks.
     packages=[*find_packages(include=["gpovae", "gpovae.*"]), "gpovae.notebooks"],
     package_dir={"gpovae.notebooks": "nbs/reports"},
-    package_data={"gpovae.notebooks": ["*.ipynb"]},
+    package_data={"gpovae.notebooks": ["*.ipynb"], "gpovae": ["static/*"]},
     install_requires=s["requirements"].split(),
     extras_require={"dev": s["dev_requirements"].split()},
     entry_points={"console_scripts": s["console_scripts"].split()},

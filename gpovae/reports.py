@@ -96,7 +96,8 @@ nav{position:sticky;top:1rem;align-self:start;font-size:.9rem}nav a{display:bloc
 h1{margin-top:0}h2{border-top:1px solid #ddd;padding-top:1.2rem;margin-top:2.2rem}a.anchor-link,.jp-Cell-inputArea:has(.code){display:none}
 .code{display:none}body:has(#show:checked) .jp-Cell-inputArea{display:block}body:has(#show:checked) .code{display:block;background:#f6f6f6;border-left:3px solid #bbb;padding:.6rem;overflow-x:auto;font-size:.8rem}
 img{max-width:100%;height:auto}h4{margin-bottom:0}table{border:0;border-collapse:collapse;font-size:.82rem;margin:.5rem 0;display:block;overflow-x:auto}th,td{padding:.25rem .55rem;text-align:right;border:0;border-bottom:1px solid #e4e4e4}tbody th,th:first-child,td:first-child{text-align:left}
-footer{grid-column:2;color:#777;font-size:.8rem;margin-top:3rem;border-top:1px solid #ddd}@media(max-width:50rem){body{display:block}nav{position:static}}"""
+footer{grid-column:2;color:#777;font-size:.8rem;margin-top:3rem;border-top:1px solid #ddd}@media(max-width:50rem){body{display:block}nav{position:static}}@media print{nav{display:none}body{display:block}}
+:root{color-scheme:light dark}@media screen and (prefers-color-scheme:dark){body{background:#17191c;color:#e4e4e4}a,nav a{color:#7cc0ee}nav label,footer{color:#a6abb1}h2,footer,th,td{border-color:#3a3f45}body:has(#show:checked) .code{background:#202429}img{background:#fff;border-radius:4px}}"""
 
 # %% ../nbs/61_reports.ipynb #9a3f6d2c
 def page(

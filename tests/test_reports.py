@@ -1,14 +1,14 @@
 """The reports as papermill runs: smoke runs with their defaults, a run of the command line, what lands in the JSON beside them."""
-import html, json, re, shutil, subprocess, sys, zipfile
+import base64, html, io, json, re, shutil, subprocess, sys, zipfile
 from pathlib import Path
 
 import nbformat, numpy as np, pandas as pd, papermill, pytest
 
-from gpovae import reports, studies
+from gpovae import GPOVAE, reports, studies
 from gpovae.data.screen import GpovaeError
 
 pytestmark = pytest.mark.xdist_group("runs")
-NAMES = ["ablation", "compare", "evaluate", "paper", "report", "train"]
+NAMES = ["ablation", "compare", "evaluate", "network", "paper", "report", "train"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,6 +33,15 @@ def test_smoke_run(name, tmp_path):
         energy = pd.DataFrame(scores["energy"]).T.mean()
         assert energy["model"] < energy["all perturbed cells"] and energy["training cells"] < energy["all perturbed cells"]
         assert scores["verdict"] in html.unescape(made["html"].read_text()) and results["text"].endswith(scores["verdict"])
+    if name == "network":
+        edges, page = pd.DataFrame(results["edges"]), made["html"].read_text()
+        assert len(edges) == results["n_edges"] and (edges.probability >= .5).all() and results["activations"] + results["repressions"] == len(edges)
+        table = {r["regulator"]: r for r in results["regulators"]}
+        assert sum(r["targets"] for r in table.values()) == len(edges) and not set(table) & set(results["without_edges"]["all"]) and len(table) + len(results["without_edges"]["all"]) == results["perturbed"]
+        why = results["explanation"]; assert sum(p["contribution"] for p in why["paths"]) == pytest.approx(why["total"], rel=1e-3)
+        assert results["truth"]["auprc"]["gpovae"] > results["truth"]["chance"] and made["html"].stat().st_size < 5e6
+        saved = base64.b64decode(re.search(r'download="network.tsv" href="data:text/tab-separated-values;base64,([\w+/=]+)"', page)[1]).decode()
+        assert list(pd.read_csv(io.StringIO(saved), sep="\t")[["source", "target"]].itertuples(index=False, name=None)) == list(zip(edges.source, edges.target))
     if name == "report":
         assert results["truth"]["auprc"]["gpovae"] > results["truth"]["chance"]
         assert "ate_rho" in results["scores"]["response"]["model"] and 0 <= results["scores"]["ceiling"]["ceiling"] <= 1
@@ -90,9 +99,23 @@ def test_ablation_of_a_file(run_folder, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_network_of_a_run(run_folder, tmp_path):
+    ranking = GPOVAE.load(run_folder / "run").network(min_probability=0)
+    least = float(ranking.probability[19])
+    (tmp_path / "known.tsv").write_text("source\ttarget\n" + "".join(f"{e.source}\t{e.target}\n" for e in ranking.head(8).itertuples()))
+    results = json.loads(reports.run("network", tmp_path / "a", progress=False, run=str(run_folder / "run"), min_probability=least, top=5, known=str(tmp_path / "known.tsv"))["json"].read_text())
+    assert results["n_edges"] == (ranking.probability >= least).sum() and results["known"]["precision"] > 0 and results["known"]["recall"] == 1
+    for bad, message in ((dict(min_probability=2.), "is no probability"), (dict(top=0), "at least one edge"), (dict(min_probability=1.), "Lower min_probability")):
+        with pytest.raises(GpovaeError, match=message): reports.run("network", tmp_path / "b", progress=False, run=str(run_folder / "run"), **bad)
+    assert not (tmp_path / "b").exists()
+
+
 def test_page_is_self_contained(run_folder, tmp_path):
     made = reports.run("report", tmp_path, progress=False, run=str(run_folder / "run"))
     text = made["html"].read_text()
+    frame = re.search(r'<iframe [^>]*srcdoc="([^"]*)"[^>]*></iframe>', text)     # the explorable network, in a frame that may ask for nothing
+    assert text.count("<iframe") == 1 and 'sandbox="allow-scripts allow-forms allow-downloads"' in text and "default-src 'none'" in html.unescape(frame[1])
+    text = text.replace(frame[0], "")
     assert not re.search(r"<script|<link|src=\"(?!data:)|@import|url\(", text)
     heads = re.findall(r'<h2 id="([^"]+)"', text)
     assert len(heads) >= 6 and all(f'href="#{h}"' in text for h in heads)
@@ -123,4 +146,4 @@ def test_reports_travel_in_the_wheel(tmp_path):
     if done.returncode and "setuptools" in done.stderr: pytest.skip("no network to fetch the build tools from")
     assert done.returncode == 0, done.stderr
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert {f"gpovae/notebooks/{n}.ipynb" for n in NAMES} <= set(names)
+    assert {f"gpovae/notebooks/{n}.ipynb" for n in NAMES} | {f"gpovae/static/{n}" for n in ("cytoscape.min.js", "cytoscape.LICENSE", "explorer.html", "explorer.js")} <= set(names)
