@@ -21,17 +21,19 @@ from .data.screen import CONTROL, GpovaeError, Key, Screen, canonical, targets
 from .data.steps import stale
 from .evaluate import Scores, evaluate as _evaluate
 from .evaluate.baselines import noise_variance
+from .evaluate.biology import read_network, screen_names
 from .evaluate.effects import cells, observed_effects
 from .grn.edges import edge_table, with_evidence
 from .grn.explain import Explanation, cut_edges, explain as _explain, log_fold
 from .grn.export import as_networkx, node_table, store_network, write_network
 from .model.alignment import GRN
+from .model.direct import prior_matrix, read_prior, stability
 from .model.objective import make_settings
 from .model.predict import Context, anchor, average_effects, basal_latent, control_context, iwelbo as _iwelbo, log2_table, particles as _particles
 from .model.sample import sample_counts
 from .model.processes import group
 from .model.training import build, fit
-from .model.unseen import between, predict_unseen
+from .model.unseen import between, predict_unseen, shift_rows
 from .model.vae import VAE, Perturbations
 
 # %% ../nbs/60_api.ipynb #4226a96a
@@ -45,7 +47,7 @@ class GPOVAE:
         self.setup_anndata(adata)
         self.adata, self.preset, self.settings = adata, preset, make_settings(preset, **settings)
         self.genes, self.nodes = list(Screen(adata).genes), Screen(adata).nodes
-        self.vae = self.context = self.anchor = self.labels = self.batches = self.history = self.seed = self.cells = self.ended = None
+        self.vae = self.context = self.anchor = self.labels = self.batches = self.history = self.seed = self.cells = self.ended = self.prior = None
 
     @staticmethod
     def setup_anndata(adata: ad.AnnData) -> None:
@@ -77,6 +79,17 @@ def _cells(screen: Screen) -> str:
     return hashlib.sha256("\n".join(map("\t".join, zip(screen.adata.obs_names.astype(str), screen.split))).encode()).hexdigest()[:16]
 
 @patch
+def _known(self: GPOVAE, screen: Screen, prior, strength: float) -> dict | None:
+    "Prior edges between nodes of the screen, as a run stores them."
+    if prior is None: return None
+    if self.settings.accumulation != "effects": raise GpovaeError("Prior edges need signed effects, which preset='corrected' has.")
+    if strength < 0: raise GpovaeError(f"prior_strength={strength} must not be negative: it is a number of confirmed edges.")
+    listed = read_prior(prior if isinstance(prior, pd.DataFrame) else read_network(prior, screen_names(screen.adata)))
+    inside = listed[listed.index.get_level_values(0).isin(screen.nodes.index) & listed.index.get_level_values(1).isin(screen.nodes.index)]
+    if not len(inside): raise GpovaeError(f"None of the {len(listed)} prior edges is between two nodes of this screen (first nodes: {', '.join(screen.nodes.index[:3])}; first regulators: {', '.join(listed.index.get_level_values(0)[:3])}). Are both gene symbols of one species?")
+    return dict(edges=[[a, b, float(sign)] for (a, b), sign in inside.items()], strength=float(strength))
+
+@patch
 def train(self: GPOVAE,
     max_epochs: int | None = None,   # None takes the preset's
     seed: int = 0,                   # decides initial weights, order of cells and all noise
@@ -88,14 +101,17 @@ def train(self: GPOVAE,
     compile: bool | str = "auto",    # the likelihood, which takes half a minute first; "auto" does on GPUs
     devices: int | None = None,      # processes; several only from a shell: gpovae train --devices 2
     strategy: str = "auto",
+    prior: pd.DataFrame | str | Path | None = None,  # known edges (source, target, sign), or a file of any list that `read_network` reads
+    prior_strength: float = 0.0,     # how many confirmed edges the list is worth before the screen is looked at; how far it is to be believed is then learnt
 ) -> pd.DataFrame:  # history, one row per epoch
     "Train from scratch with early stopping; the weights of the best epoch are kept, after Ctrl-C (which raises as ever) those of the best so far."
     screen, among = Screen(self._data()), group(devices, strategy)
-    vae, labels, batches = build(screen, self.settings, seed, progress and among.rank == 0)
+    known = self._known(screen, prior, prior_strength)
+    vae, labels, batches = build(screen, self.settings, seed, progress and among.rank == 0, None if known is None else pd.DataFrame(known["edges"], columns=["source", "target", "sign"]), prior_strength)
     history = fit(vae, screen, self.settings, labels, batches, seed, max_epochs, directory, accelerator, progress, max_time, devices, strategy, precision, compile)
     if among.rank > 0: return history          # the first process alone has the best weights, and goes on
     self.nodes = screen.nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)    # held-out perturbations teach nothing, so they have no edges
-    self.cells = _cells(screen)
+    self.cells, self.prior = _cells(screen), known
     self.vae, self.labels, self.batches, self.history, self.seed, self.ended = vae, labels, batches, history, seed, history.attrs
     self.context = control_context(vae, screen, batches, seed=seed)
     P = len(self.genes)
@@ -209,11 +225,20 @@ def sample(self: GPOVAE,
 @patch
 def network(self: GPOVAE,
     min_probability: float = 0.5,  # 0 lists every pair that could be an edge
-    evidence: bool = False,        # add the measured shift, its standard error and the number of cells
+    evidence: bool = False,        # add intervals, the measured shift, its standard error and test, the number of cells, and flags
+    regulators: str = "perturbed", # or "all": also genes that nobody perturbed, of which little is known
+    refits: int = 0,               # add `stability`, the share of so many fits to half of the cells in which an edge is found
+    progress: bool = False,
 ) -> pd.DataFrame:
     "Edges: source, target, weight, probability, sign; most probable first."
-    edges = edge_table(self._trained().grn, self.nodes, min_probability)
-    return with_evidence(edges, self.vae.perturbations, self.labels, self.nodes) if evidence else edges
+    vae = self._trained()
+    edges = edge_table(vae.grn, self.nodes, min_probability, regulators)
+    if refits:
+        if not vae.grn.signed: raise GpovaeError("The published network is not fitted to the table of shifts, so it cannot be fitted again. Use preset='corrected'.")
+        at, known = {g: i for i, g in enumerate(self.nodes.index)}, self.prior and prior_matrix(read_prior(pd.DataFrame(self.prior["edges"], columns=["source", "target", "sign"])), self.nodes.index)
+        share = stability(*shift_rows(vae), refits, self.seed, progress, prior=known, strength=self.prior["strength"] if self.prior else 0.0)
+        edges = edges.assign(stability=share[edges.source.map(at), edges.target.map(at)])
+    return with_evidence(edges, vae.perturbations, self.labels, self.nodes, vae.grn) if evidence else edges
 
 # %% ../nbs/60_api.ipynb #a3d0c1e2
 @patch
@@ -339,7 +364,7 @@ def save(self: GPOVAE,
     (path / "settings.json").unlink(missing_ok=True)
     _whole(path / "model.safetensors", lambda f: save_file(tensors, f))
     _whole(path / "history.csv", lambda f: self.history.to_csv(f, index=False))
-    settings = dict(format=FORMAT, preset=self.preset, seed=self.seed, settings=asdict(self.settings), genes=self.genes, labels=self.labels, batches=self.batches, cells=self.cells, ended=self.ended,
+    settings = dict(format=FORMAT, preset=self.preset, seed=self.seed, settings=asdict(self.settings), genes=self.genes, labels=self.labels, batches=self.batches, cells=self.cells, ended=self.ended, prior=self.prior,
                     nodes=dict(names=list(self.nodes.index), perturbed=self.nodes.perturbed.tolist()), data=str(Path(data).resolve()) if data else None,
                     weights=_sha256(path / "model.safetensors"),
                     versions=dict(gpovae=__version__, torch=torch.__version__, python=platform.python_version(), anndata=version("anndata")))
@@ -375,7 +400,7 @@ def load(cls: GPOVAE,
     self.anchor = tuple(tensors.pop(f"anchor.{i}").numpy() for i in range(2))
     self.context = Context(*(tensors.pop(f"context.{k}") for k in Context._fields))
     self.history = pd.read_csv(path / "history.csv")
-    self.data, self.ended = s["data"], s.get("ended")
+    self.data, self.ended, self.prior = s["data"], s.get("ended"), s.get("prior")
     self.adata = _fitting(adata if adata is not None or not data else _recorded(s["data"]), self.genes)
     names = pd.Index(s["nodes"]["names"], name="node")
     self.nodes = pd.DataFrame(dict(perturbed=s["nodes"]["perturbed"], position=pd.Index(self.genes).get_indexer(names)), index=names)

@@ -21,7 +21,8 @@ from pytorch_lightning.loggers import CSVLogger
 from tqdm import tqdm
 from ..data.batches import Batch, Cells
 from ..data.screen import GpovaeError, Key, Screen, blocks, dense, targets
-from .alignment import GRN, fit_network
+from .alignment import GRN
+from .direct import fit_network, prior_matrix, read_prior
 from .fused import use_compiled
 from .graphs import Launched
 from .objective import Settings, all_cells, draw, make_settings, objective
@@ -34,6 +35,8 @@ def build(
     settings: Settings,
     seed: int = 0,
     progress: bool = False,
+    prior: pd.DataFrame | None = None,  # edges of prior knowledge: source, target, sign
+    prior_strength: float = 0.0,        # how many confirmed edges that list is worth before the screen is looked at
 ) -> tuple[VAE, list[str], list[str]]:  # model, perturbations in its numbering, experimental batches likewise
     "A model for this screen, initialised from its training cells."
     torch.manual_seed(seed)
@@ -41,7 +44,8 @@ def build(
     table = _table(screen, cells, nodes)
     perturbations = Perturbations(*table[:3], np.bincount(cells.label[cells.label >= 0], minlength=len(cells.labels)), int(cells.fail.sum()), table[3], int((cells.label < 0).sum()))
     signed = settings.accumulation == "effects"
-    found = fit_network(table[1], table[2], table[0], seed=seed, progress=progress) if signed and settings.shift == "table" else None
+    known = None if prior is None else prior_matrix(read_prior(prior), nodes.index)
+    found = fit_network(table[1], table[2], table[0], prior=known, strength=prior_strength, seed=seed, progress=progress) if signed and settings.shift == "table" else None
     grn = GRN(len(nodes), signed, settings.hops, settings.edge_prior, nodes.position.to_numpy() >= 0)
     if found: grn.start_from(*found[:3])
     batches = cells.batches if settings.covariate else []
