@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REGULATORS', 'MITOCHONDRIAL', 'RIBOSOMAL', 'HAEMOGLOBIN', 'LEAK', 'KINETICS', 'SHARES', 'BLOCK', 'gene_table',
-           'total_effects', 'random_network', 'loglinear', 'saturating', 'knockdowns', 'base_expression',
+           'total_effects', 'random_network', 'loglinear', 'saturating', 'additive', 'knockdowns', 'base_expression',
            'negative_binomial', 'cell_table', 'simulated']
 
 # %% ../../nbs/11_data.simulate.ipynb #b1475629
@@ -75,27 +75,44 @@ def loglinear(
     T = total_effects(W)
     return lambda drive: drive @ T
 
-def saturating(
-    W,  # (n, n) direct effects: slopes in the unperturbed cell
-):  # function: sparse drive (cells, n) -> shift (cells, n)
-    "Shift at the steady state of Hill production and linear decay."
-    source, target = np.nonzero(W)
-    hill = (2 * W[source, target] / (1 - LEAK)).astype(np.float32)
-    into = sp.csr_matrix((np.ones(len(source), np.float32), (target, np.arange(len(source)))), shape=(len(W), len(source)))
-    def regulated(s):
-        "Log production rate (n, cells), relative to the unperturbed cell, at shifts s."
-        log_hill = np.log(2) - np.log(1 + np.exp(-hill[:, None] * s[source]))
-        return np.log(LEAK + (1 - LEAK) * np.exp(into @ log_hill))
-    def steady_state(drive):
+def _steady_state(regulated, kinetics):
+    "Where log production, `regulated`(shifts) (n, cells) beside the drive, meets linear decay."
+    def solve(drive):
         s = drive = drive.toarray().T.astype(np.float32)
         for _ in range(3000):
             step = np.float32(0.5) * (drive + regulated(s) - s)   # damped fixed-point iteration
             s = s + step
             if np.abs(step).max(initial=0) < 1e-4: return s.T
-        raise GpovaeError("The saturating kinetics reach no steady state in 3,000 iterations. Use another seed or a lower density.")
-    return steady_state
+        raise GpovaeError(f"The {kinetics} kinetics reach no steady state in 3,000 iterations. Use another seed or a lower density.")
+    return solve
 
-KINETICS = dict(loglinear=loglinear, saturating=saturating)
+def _sum_into(values, source, target, n): return sp.csr_matrix((values.astype(np.float32), (target, np.arange(len(source)))), shape=(n, len(source)))
+
+def saturating(
+    W,  # (n, n) direct effects: slopes in the unperturbed cell
+):  # function: sparse drive (cells, n) -> shift (cells, n)
+    "Shift at the steady state of a product of Hill functions and linear decay."
+    source, target = np.nonzero(W)
+    hill = (2 * W[source, target] / (1 - LEAK)).astype(np.float32)
+    into = _sum_into(np.ones(len(source)), source, target, len(W))
+    def regulated(s):
+        "Log production rate (n, cells), relative to the unperturbed cell, at shifts s."
+        log_hill = np.log(2) - np.log(1 + np.exp(-hill[:, None] * s[source]))
+        return np.log(LEAK + (1 - LEAK) * np.exp(into @ log_hill))
+    return _steady_state(regulated, "saturating")
+
+def additive(
+    W,  # (n, n) direct effects: slopes in the unperturbed cell
+):  # function: sparse drive (cells, n) -> shift (cells, n)
+    "Shift at the steady state of a sum of Hill functions and linear decay."
+    source, target = np.nonzero(W)
+    size = np.abs(W[source, target])
+    n = np.maximum(2.0, 2 * np.bincount(target, size, len(W)) / (1 - LEAK))[target]      # Hill exponent: so many regulators fit into one production rate
+    into = _sum_into(4 * size / n, source, target, len(W))
+    signed, rest = (n * np.sign(W[source, target])).astype(np.float32)[:, None], 1 - into.sum(1).A / 2
+    return _steady_state(lambda s: np.log(rest + into @ (1 / (1 + np.exp(-signed * s[source])))).astype(np.float32), "additive")
+
+KINETICS = dict(loglinear=loglinear, saturating=saturating, additive=additive)
 
 # %% ../../nbs/11_data.simulate.ipynb #7e5e59bb
 def knockdowns(n: int, rng: np.random.Generator) -> np.ndarray:  # (n,) kappa < 0

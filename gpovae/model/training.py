@@ -43,8 +43,7 @@ def build(
     cells, nodes = Cells(screen, "train"), screen.nodes
     table = _table(screen, cells, nodes)
     perturbations = Perturbations(*table[:3], np.bincount(cells.label[cells.label >= 0], minlength=len(cells.labels)), int(cells.fail.sum()), table[3], int((cells.label < 0).sum()))
-    signed = settings.accumulation == "effects"
-    known = None if prior is None else prior_matrix(read_prior(prior), nodes.index)
+    signed, known = settings.accumulation == "effects", None if prior is None else prior_matrix(read_prior(prior), nodes.index)
     found = fit_network(table[1], table[2], table[0], prior=known, strength=prior_strength, seed=seed, progress=progress) if signed and settings.shift == "table" else None
     grn = GRN(len(nodes), signed, settings.hops, settings.edge_prior, nodes.position.to_numpy() >= 0)
     if found: grn.start_from(*found[:3])
