@@ -69,6 +69,7 @@ def stage(folder: Path, paths=None):
     about = {k: f for k, f in ABOUT.items() if (ROOT / f).exists()}
     for k, f in about.items(): shutil.copy(ROOT / f, folder / f"{k}.md")
     index = staged(NBS / "index.ipynb")
+    for k, f in about.items(): index.cells[-1].source = index.cells[-1].source.replace(f"(../{f})", f"({k}.md)")
     trees = [toctree(t, n) for t, n in contents(paths).items()] + [toctree("Reference", ["api/index", *about])]
     index.cells[-1].source = re.sub(r"\[([^\]]+)\]\((?!\w+:)[^)]*\)", lambda m: m[0] if (folder / m[0].split("(")[1][:-1]).exists() else m[1], index.cells[-1].source)   # rows of chapters that are not in this site
     index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(trees), id="contents"))
