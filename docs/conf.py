@@ -21,10 +21,12 @@ html_static_path = [str(Path(__file__).parent / "static")]
 html_css_files = ["book.css"]
 html_theme_options = dict(navigation_with_keys=True)
 html_show_sourcelink = html_copy_source = False
+html_show_search_summary = False          # a page that was opened as a file may not read another
 pygments_style, pygments_dark_style = "tango", "github-dark"
 
 # notebooks: as they are stored
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"        # tables in outputs
 nb_output_stderr = "remove"
 nb_merge_streams = True
 nb_ipywidgets_js = {}                     # no widgets, hence no scripts from elsewhere

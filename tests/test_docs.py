@@ -8,7 +8,7 @@ import book, docs
 from bench_explorer import browser, chromium
 
 pytestmark = pytest.mark.xdist_group("docs")
-SOME = ["index", "10_data.screen", "20_model.likelihood"]
+SOME = ["index", "06_troubleshooting", "10_data.screen", "20_model.likelihood"]
 
 
 def test_every_chapter_is_in_the_contents():
@@ -20,7 +20,7 @@ def test_what_sphinx_reads(tmp_path):
     "Chapters go in with the outputs that are stored; the contents, the reference and every command are written."
     docs.stage(tmp_path / "source", [book.NBS / f"{n}.ipynb" for n in [*SOME, "62_cli"]])
     index = (tmp_path / "source/index.ipynb").read_text()
-    assert index.count(":caption:") == 4 and "10_data.screen" in index and "(01_quickstart.ipynb)" not in index
+    assert index.count(":caption:") == 5 and "10_data.screen" in index and "(01_quickstart.ipynb)" not in index
     for name in SOME[1:]:
         stored, staged = (json.loads((folder / f"{name}.ipynb").read_text())["cells"] for folder in (book.NBS, tmp_path / "source"))
         assert [(c["source"], c.get("outputs")) for c in stored] == [(c["source"], c.get("outputs")) for c in staged]
@@ -50,6 +50,7 @@ def test_a_site_of_some_chapters(site):
     page = (site / "20_model.likelihood.html").read_text()
     assert "mathjax/tex-chtml.js" in page and r"\[" in page and (site / "_static/mathjax/tex-chtml.js").stat().st_size > 1e5 and "data:image/png" not in page
     assert list(site.glob("_images/*.png")), "stored figures are shown"
+    assert (site / "06_troubleshooting.html").read_text().count("<th") > 15, "tables that a cell displays are tables"
     index = (site / "searchindex.js").read_text()
     assert all(name in index for name in (*SOME, "api/gpovae.data.screen")) and "overdispers" in index
     api = (site / "api/gpovae.data.screen.html").read_text()
