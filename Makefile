@@ -2,9 +2,10 @@
 # make test   set up, then everything that is not marked slow
 # make bench  the slow measurements; writes benchmarks/*.json
 # make book   re-execute every chapter, store what it prints and draws, derive README.md from nbs/index.ipynb
+# make docs   the book as a site with search and a reference: docs/_build/html/index.html
 BIN := .venv/bin
 
-.PHONY: demo test bench book
+.PHONY: demo test bench book docs
 demo: .venv/.done
 	$(BIN)/gpovae demo
 
@@ -20,6 +21,13 @@ bench: .venv/.done
 book: .venv/.done
 	$(BIN)/python tools/book.py execute
 	$(BIN)/python tools/book.py readme
+
+docs: .venv/.docs
+	$(BIN)/python tools/docs.py
+
+.venv/.docs: .venv/.done
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	@touch $@
 
 .venv/.done: constraints.txt setup.py settings.ini
 	@for p in python3.11 python3; do \

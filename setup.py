@@ -23,6 +23,6 @@ setup(
     package_dir={"gpovae.notebooks": "nbs/reports"},
     package_data={"gpovae.notebooks": ["*.ipynb"], "gpovae": ["static/*"]},
     install_requires=s["requirements"].split(),
-    extras_require={"dev": s["dev_requirements"].split()},
+    extras_require={"dev": s["dev_requirements"].split(), "docs": s["docs_requirements"].split()},
     entry_points={"console_scripts": s["console_scripts"].split()},
 )

@@ -108,7 +108,7 @@ def test_constraints_cover_requirements():
     lines = [l for l in (ROOT / "constraints.txt").read_text().splitlines() if not l.startswith("#")]
     pinned = {canonicalize_name(Requirement(l).name): Requirement(l) for l in lines}
     assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", l) for l in lines)
-    for line in (settings["requirements"] + " " + settings["dev_requirements"]).split():
+    for line in (" ".join(settings[k] for k in ("requirements", "dev_requirements", "docs_requirements"))).split():
         wanted = Requirement(line)
         exact = next(iter(pinned[canonicalize_name(wanted.name)].specifier)).version
         assert wanted.specifier.contains(exact), f"{line} and {exact}"
