@@ -7,7 +7,7 @@ import gpovae
 from gpovae.data.screen import CONTROL, GpovaeError, Key, Screen
 from gpovae.evaluate.effects import cells, observed_effects
 from gpovae.evaluate.response import pearson
-from gpovae.model.alignment import fit_network
+from gpovae.model.direct import fit_network
 from gpovae.model.unseen import EVIDENCE, between, prior_matrix, read_prior
 
 SMALL = dict(latent=8, basal=(24, 1), embedding=(24, 2), decoder=(24, 2))
@@ -253,6 +253,6 @@ def test_a_prior_can_be_given_to_any_fit():
     W = (rng.random((20, 20)) < .1) * .5 * rng.choice([-1, 1], (20, 20)); np.fill_diagonal(W, 0)
     S = -1.5 * np.linalg.inv(np.eye(20) - W * .7); S = S / np.diag(S)[:, None] * -1.5 + rng.normal(size=S.shape) * .05
     sign = np.where(W != 0, np.sign(W), np.nan)
-    p, m, *_ = fit_network(S[:15], np.full((15, 20), .05), [[i] for i in range(15)], prior=sign, apart=False, starts=2, progress=False)
+    p, m, *_ = fit_network(S[:15], np.full((15, 20), .05), [[i] for i in range(15)], prior=sign, copies=0, progress=False)
     rest = np.isfinite(sign[15:])
     assert p[15:][rest].mean() > 0.5 and (np.sign(m[15:][rest]) == sign[15:][rest]).mean() > 0.8

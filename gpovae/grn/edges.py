@@ -33,7 +33,7 @@ def edge_table(
     return table.assign(size=table.weight.abs()).sort_values(["probability", "size"], ascending=False, kind="stable").drop(columns="size").reset_index(drop=True)
 
 # %% ../../nbs/30_grn.edges.ipynb #d73c4573
-TOGETHER, FEW, CANDIDATE = 0.8, 30, 0.1   # correlation of two regulators' shifts; cells; probability from which a rival counts
+TOGETHER, FEW, CANDIDATE = 0.7, 30, 0.1   # cosine of two regulators' shifts; cells; probability from which a rival counts
 
 def _rivals(shifts, p, rows):
     "For each edge (i, j) of `rows` the regulator most like i among the other candidates of j, -1 where none is."

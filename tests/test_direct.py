@@ -1,0 +1,158 @@
+"""Direct effects from a table of shifts: odd tables, the same bits every time, promises, priors; the same through the class a user meets."""
+import json
+
+import numpy as np, pandas as pd, pytest, torch
+
+import gpovae
+from gpovae.data.screen import GpovaeError
+from gpovae.grn.edges import UNDECIDED, ensemble
+from gpovae.model.alignment import contract
+from gpovae.model.direct import fit_network, mixture, shrink, stability, steady, temper
+
+
+def network(n, density, seed, size=.4):
+    rng = np.random.default_rng(seed)
+    W = (rng.random((n, n)) < density) * size * rng.choice([-1, 1], (n, n)); np.fill_diagonal(W, 0)
+    return W * min(1, .8 / max(np.abs(np.linalg.eigvals(W)).max(), 1e-9)), rng
+
+
+def screen(n=30, density=.08, seed=0, se=.05):
+    W, rng = network(n, density, seed)
+    S = steady(W, np.full(n, -1.5), [[i] for i in range(n)])
+    return W, S + np.where(np.eye(n, dtype=bool), 0, se * rng.normal(size=S.shape)), np.full_like(S, se), [[i] for i in range(n)]
+
+
+def test_the_network_is_found():
+    W, S, se, targets = screen()
+    fit = fit_network(S, se, targets, progress=False)
+    likely = fit.probability > .5
+    assert (W != 0)[likely].mean() > .95 and likely[W != 0].mean() > .95
+    assert (np.sign(fit.effect) == np.sign(W))[W != 0].mean() > .95
+    inside = np.abs(fit.effect - W) < 3 * fit.std + .05
+    assert inside[W != 0].mean() > .9
+    assert (fit.probability >= 0).all() and (fit.probability <= 1).all() and (np.diag(fit.probability) == 0).all()
+
+
+def test_same_seed_same_bits_and_any_number_of_threads():
+    import numba
+    W, S, se, targets = screen(20)
+    first, before = fit_network(S, se, targets, progress=False), numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        again = fit_network(S, se, targets, progress=False)
+    finally: numba.set_num_threads(before)
+    for a, b in zip(first[:3], again[:3]): assert np.array_equal(a, b)
+    assert not np.array_equal(first.probability, fit_network(S, se, targets, seed=1, progress=False).probability)
+
+
+@pytest.mark.parametrize("what", ["one perturbation", "two nodes", "a column without data", "a row without data", "an unmeasured target", "combinations", "nothing moves", "a failed knockdown", "tiny errors"])
+def test_odd_tables(what):
+    W, S, se, targets = screen(8, .2)
+    if what == "one perturbation": S, se, targets = S[:1], se[:1], targets[:1]
+    if what == "two nodes": S, se, targets = S[:2, :2], se[:2, :2], targets[:2]
+    if what == "a column without data": S[:, 3] = np.nan; targets = [t for t in targets]
+    if what == "a row without data": S[2] = np.nan
+    if what == "an unmeasured target": S[:, 5] = np.nan
+    if what == "combinations": targets = targets[:6] + [[0, 1], [2, 3]]
+    if what == "nothing moves": S = np.where(np.eye(8, dtype=bool), -1.5, 0.0)
+    if what == "a failed knockdown": S[1] = 0.0
+    if what == "tiny errors": se = se * 1e-4
+    fit = fit_network(S, se, targets, draws=20, progress=False)
+    for a in fit[:3]: assert np.isfinite(a).all()
+    assert (fit.probability[:, ~np.isfinite(S).any(0)] == 0).all()                         # no edge leads to what nobody measured
+    if what == "nothing moves": assert fit.probability.max() < .3
+
+
+def test_few_cells_weigh_less():
+    "An entry that a network contradicts counts by its own error."
+    W, S, se, targets = screen(20)
+    i, j = np.argwhere(W == 0)[5]; S[i, j] = .6
+    sure, unsure = se.copy(), se.copy(); unsure[i, j] = 1.0
+    assert fit_network(S, sure, targets, progress=False).probability[i, j] > .8 > .2 > fit_network(S, unsure, targets, progress=False).probability[i, j]
+
+
+def test_contract_bounds_the_spectral_radius():
+    for seed in range(10):
+        W = torch.from_numpy(np.random.default_rng(seed).normal(size=(30, 30)) * np.random.default_rng(seed).choice([.02, .1, .3]))
+        radius = lambda V: torch.linalg.eigvals(V).abs().max().item()
+        assert radius(contract(W)) <= .95 + 1e-6
+        if radius(W) < .85: assert torch.equal(contract(W), W)
+    assert torch.equal(contract(torch.zeros(3, 3)), torch.zeros(3, 3)) and torch.isfinite(contract(torch.full((600, 600), 1e3))).all()
+
+
+def test_shrinkage_knows_its_error():
+    rng = np.random.default_rng(0)
+    for spread in (0.0, .05, .5):
+        true = rng.normal(0, spread, 4000) * (rng.random(4000) < .3); x = true + .1 * rng.normal(size=4000)
+        mean, var = shrink(x, np.full(4000, .01), mixture(x, np.full(4000, .01)))
+        assert ((mean - true) ** 2).mean() < ((x - true) ** 2).mean() and var.mean() == pytest.approx(((mean - true) ** 2).mean(), rel=.25, abs=1e-3)   # a tenth of the variance of the noise
+
+
+def test_temper_only_lowers():
+    rng = np.random.default_rng(1); p = rng.random(3000)
+    for true in (rng.random(3000) < p, rng.random(3000) < p ** 2, rng.random(3000) < np.sqrt(p)):
+        a, b = temper(p, true)
+        assert a <= 0 and b <= 1
+    assert temper(p, rng.random(3000) < p ** 3)[0] < -.3
+
+
+def test_stability_tells_strong_from_weak():
+    W, S, se, targets = screen(20, .1)
+    share = stability(S, se, targets, refits=4, progress=False)
+    assert set(np.unique(share)) <= {0, .25, .5, .75, 1} and share[W != 0].mean() > .9 and share[W == 0].mean() < .02
+
+
+# ---- through the class -------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def prepared():
+    adata = gpovae.datasets.simulated(n_cells=1500, n_genes=80, n_perturbations=8, n_downstream=6, seed=0)
+    gpovae.prepare(adata, doublets=False, progress=False)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def model(prepared):
+    model = gpovae.GPOVAE(prepared)
+    model.train(max_epochs=1, progress=False)
+    return model
+
+
+def test_evidence_columns(model):
+    e = model.network(min_probability=0, evidence=True)
+    assert {"effect", "low", "high", "shift", "se", "p_value", "cells", "relative", "flag"} <= set(e)
+    assert (e.low <= e.effect).all() and (e.effect <= e.high).all() and e.p_value.dropna().between(0, 1).all() and not e.flag.str.contains("never perturbed").any()
+
+
+def test_regulators_that_nobody_perturbed(model):
+    known, everyone = (model.network(min_probability=0, regulators=r, evidence=True) for r in ("perturbed", "all"))
+    new = everyone[~everyone.source.isin(known.source)]
+    assert len(new) and new.probability.max() <= UNDECIDED and new.flag.str.startswith("source never perturbed").all() and new["shift"].isna().all()
+
+
+def test_refits_add_stability(model):
+    e = model.network(min_probability=.3, refits=2)
+    assert e.stability.isin([0, .5, 1]).all() and len(e)
+
+
+def test_an_ensemble_of_seeds(prepared, model):
+    other = gpovae.GPOVAE(prepared); other.train(max_epochs=1, seed=1, progress=False)
+    tables = [m.network(min_probability=0) for m in (model, other)]
+    both = ensemble(tables, min_probability=0)
+    assert len(both) == len(tables[0]) and both.stability.isin([0, .5, 1]).all() and both.probability.is_monotonic_decreasing
+
+
+def test_a_prior_is_learnt_stored_and_refused(prepared, model, tmp_path):
+    truth = prepared.uns["gpovae_truth"]; i, j = np.nonzero(truth["direct"])
+    right = pd.DataFrame(dict(source=truth["genes"][i], target=truth["genes"][j], sign=np.sign(truth["direct"][i, j])))
+    helped = gpovae.GPOVAE(prepared); helped.train(max_epochs=1, prior=right, progress=False)
+    listed = lambda m: m.network(min_probability=0).merge(right[["source", "target"]]).probability.mean()
+    assert listed(helped) > listed(model) + .05
+    back = gpovae.GPOVAE.load(helped.save(tmp_path / "run"))
+    assert back.prior == helped.prior and len(json.loads((tmp_path / "run/settings.json").read_text())["prior"]["edges"])
+    right.to_csv(tmp_path / "prior.csv", index=False)
+    from_file = gpovae.GPOVAE(prepared); from_file.train(max_epochs=1, prior=tmp_path / "prior.csv", progress=False)
+    assert from_file.network(min_probability=0).equals(helped.network(min_probability=0))
+    for what, message in ((dict(prior=pd.DataFrame(dict(source=["X1"], target=["X2"]))), "None of the 1 prior edges"), (dict(prior=right, prior_strength=-1), "must not be negative"), (dict(prior=right[["source"]]), "no column 'target'")):
+        with pytest.raises(GpovaeError, match=message): gpovae.GPOVAE(prepared).train(max_epochs=1, progress=False, **what)
+    with pytest.raises(GpovaeError, match="signed effects"): gpovae.GPOVAE(prepared, preset="paper").train(max_epochs=1, progress=False, prior=right)
