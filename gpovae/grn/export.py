@@ -89,7 +89,7 @@ def read_edges(
     sep = "\t" if path.read_text(encoding="utf-8").partition("\n")[0].count("\t") else ","
     columns = pd.read_csv(path, sep=sep, nrows=0).columns
     if lacking := [c for c in ("source", "target") if c not in columns]: raise GpovaeError(f"{path} has no column {lacking[0]!r}; it has: {', '.join(columns)}. For lists of other origin there is gpovae.evaluate.biology.read_network.")
-    return pd.read_csv(path, sep=sep, dtype=dict(source=str, target=str), keep_default_na=False, na_values={c: ["", "nan", "NaN"] for c in columns if c not in ("source", "target")}, float_precision="round_trip")
+    return pd.read_csv(path, sep=sep, dtype=dict(source=str, target=str, flag=str), keep_default_na=False, na_values={c: ["", "nan", "NaN"] for c in columns if c not in ("source", "target", "flag")}, float_precision="round_trip")
 
 # %% ../../nbs/32_grn.export.ipynb #22789e11
 def store_network(
