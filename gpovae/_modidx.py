@@ -30,6 +30,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'gpovae.api._cells': ('api.html#_cells', 'gpovae/api.py'),
                             'gpovae.api._empty': ('api.html#_empty', 'gpovae/api.py'),
                             'gpovae.api._fitting': ('api.html#_fitting', 'gpovae/api.py'),
+                            'gpovae.api._listed': ('api.html#_listed', 'gpovae/api.py'),
                             'gpovae.api._recorded': ('api.html#_recorded', 'gpovae/api.py'),
                             'gpovae.api._sha256': ('api.html#_sha256', 'gpovae/api.py'),
                             'gpovae.api._whole': ('api.html#_whole', 'gpovae/api.py'),

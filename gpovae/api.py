@@ -89,6 +89,8 @@ def _known(self: GPOVAE, screen: Screen, prior, strength: float) -> dict | None:
     if not len(inside): raise GpovaeError(f"None of the {len(listed)} prior edges is between two nodes of this screen (first nodes: {', '.join(screen.nodes.index[:3])}; first regulators: {', '.join(listed.index.get_level_values(0)[:3])}). Are both gene symbols of one species?")
     return dict(edges=[[a, b, float(sign)] for (a, b), sign in inside.items()], strength=float(strength))
 
+def _listed(prior: dict) -> pd.DataFrame: return pd.DataFrame(prior["edges"], columns=["source", "target", "sign"])
+
 @patch
 def train(self: GPOVAE,
     max_epochs: int | None = None,   # None takes the preset's
@@ -107,7 +109,7 @@ def train(self: GPOVAE,
     "Train from scratch with early stopping; the weights of the best epoch are kept, after Ctrl-C (which raises as ever) those of the best so far."
     screen, among = Screen(self._data()), group(devices, strategy)
     known = self._known(screen, prior, prior_strength)
-    vae, labels, batches = build(screen, self.settings, seed, progress and among.rank == 0, None if known is None else pd.DataFrame(known["edges"], columns=["source", "target", "sign"]), prior_strength)
+    vae, labels, batches = build(screen, self.settings, seed, progress and among.rank == 0, known and _listed(known), prior_strength)
     history = fit(vae, screen, self.settings, labels, batches, seed, max_epochs, directory, accelerator, progress, max_time, devices, strategy, precision, compile)
     if among.rank > 0: return history          # the first process alone has the best weights, and goes on
     self.nodes = screen.nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)    # held-out perturbations teach nothing, so they have no edges
@@ -235,7 +237,7 @@ def network(self: GPOVAE,
     edges = edge_table(vae.grn, self.nodes, min_probability, regulators)
     if refits:
         if not vae.grn.signed: raise GpovaeError("The published network is not fitted to the table of shifts, so it cannot be fitted again. Use preset='corrected'.")
-        at, known = {g: i for i, g in enumerate(self.nodes.index)}, self.prior and prior_matrix(read_prior(pd.DataFrame(self.prior["edges"], columns=["source", "target", "sign"])), self.nodes.index)
+        at, known = {g: i for i, g in enumerate(self.nodes.index)}, self.prior and prior_matrix(read_prior(_listed(self.prior)), self.nodes.index)
         share = stability(*shift_rows(vae), refits, self.seed, progress, prior=known, strength=self.prior["strength"] if self.prior else 0.0)
         edges = edges.assign(stability=share[edges.source.map(at), edges.target.map(at)])
     return with_evidence(edges, vae.perturbations, self.labels, self.nodes, vae.grn) if evidence else edges

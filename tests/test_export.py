@@ -120,12 +120,15 @@ def test_command(run_folder, tmp_path):
     def gpovae(*words):
         r = CliRunner().invoke(main, ["network", *map(str, words)]); return r.exit_code, r.output
     model = GPOVAE.load(run_folder / "run")
-    status, text = gpovae(run_folder / "run", "--min-probability", 0.2)
-    assert status == 0 and text.splitlines()[0] == "source\ttarget\tweight\tprobability\tsign" and len(text.splitlines()) == 1 + len(model.network(0.2))
+    least = float(model.network(0).probability.iloc[9]); n = len(model.network(least)); some = ("--min-probability", repr(least))
+    assert n >= 10
+    status, text = gpovae(run_folder / "run", *some)
+    assert status == 0 and text.splitlines()[0] == "source\ttarget\tweight\tprobability\tsign" and len(text.splitlines()) == 1 + n
+    assert len(gpovae(run_folder / "run")[1].splitlines()) == 1 + len(model.network(0.5))                     # without being told
     assert "shift" in gpovae(run_folder / "run", "--evidence")[1].splitlines()[0]
-    status, text = gpovae(run_folder / "run", "--out", tmp_path / "n.graphml")
-    assert status == 0 and f"{len(model.network())} edges" in text and nx.read_graphml(tmp_path / "n.graphml").number_of_edges() == len(model.network())
-    assert gpovae(run_folder / "run", "--out", tmp_path / "n.txt", "--format", "cytoscape")[0] == 0 and json.loads((tmp_path / "n.txt").read_text())["elements"]
+    status, text = gpovae(run_folder / "run", *some, "--out", tmp_path / "n.graphml")
+    assert status == 0 and f"{n} edges" in text and nx.read_graphml(tmp_path / "n.graphml").number_of_edges() == n
+    assert gpovae(run_folder / "run", *some, "--out", tmp_path / "n.txt", "--format", "cytoscape")[0] == 0 and len(json.loads((tmp_path / "n.txt").read_text())["elements"]["edges"]) == n
     status, text = gpovae(run_folder / "run", "--out", tmp_path / "n.xlsx")
     assert status == 2 and "no known suffix" in text and not (tmp_path / "n.xlsx").exists()
     assert gpovae(run_folder / "run", "--min-probability", 2)[0] == 2 and gpovae(tmp_path)[0] == 2

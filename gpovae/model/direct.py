@@ -133,18 +133,18 @@ def draw(self: _State):
     "All effects, once."
     t, rng, W = self.t, self.rng, self.w.T
     through = np.where(t.own, 0, self.X) ** 2 * np.float32(self.relative)
-    self.left_over = (self.unsure + through) @ W ** 2                       # variance that reaches the target through its regulators
-    omega = np.where(t.free, 1 / (t.noise + self.misfit + self.left_over), 0).astype(np.float32)
+    passed = (self.unsure + through) @ W ** 2                               # variance that reaches the target through its regulators
+    omega = np.where(t.free, 1 / (t.noise + self.misfit + passed), 0).astype(np.float32)
     e = np.ascontiguousarray((omega * (self.moved() - self.X @ W)).T)
     omega_T, a = np.ascontiguousarray(omega.T), omega.T @ self.X ** 2
     known = np.clip(np.where(t.sign.T > 0, self.plus[1], np.where(t.sign.T < 0, 1 - self.plus[1], self.plus[0])), 1e-3, 1 - 1e-3).astype(np.float32)
-    alone = (t.kind.T == 1) & (a ** 2 < 3 * (omega_T ** 2 @ self.X ** 4))             # fewer than three perturbations moved this regulator
-    odds = (np.log(self.pi / (1 - self.pi))[t.kind.T] - np.log(2) * alone).astype(np.float32)
-    before = self.p.copy(), self.m.copy()
-    shape = self.w.shape
+    odds = np.log(self.pi / (1 - self.pi))[t.kind.T]
+    if (t.kind == 1).any(): odds -= np.log(2) * ((t.kind.T == 1) & (a ** 2 < 3 * (omega_T ** 2 @ self.X ** 4)))     # fewer than three perturbations moved this regulator
+    odds = odds.astype(np.float32)
+    before, shape = self.m.copy(), self.w.shape
     _draw(np.ascontiguousarray(self.X.T), omega_T, e, a, rng.permutation(t.order), self.may, odds, np.log(known), np.log(1 - known), np.float32(self.mu), np.float32(self.var),
           rng.random(shape, np.float32), rng.standard_normal(shape, np.float32), self.w, self.p, self.m, self.square)
-    self.mean += 0.1 * ((self.m - before[1]).T - self.mean)
+    self.mean += 0.1 * ((self.m - before).T - self.mean)
     self.omega, self.residual = omega, np.where(t.free, e.T / np.where(t.free, omega, 1), 0)
 
 # %% ../../nbs/21b_model.direct.ipynb #452995aa
@@ -181,7 +181,7 @@ def _chain(t, rng, burn, keep, tick):
     "One chain of draws; p, m and square of the state are sums over the last `keep`."
     s = _State(t, rng)
     for k in range(burn + keep):
-        if k % 5 == 0: s.denoise(learn=k in (0, burn // 2) or k % 30 == 0, network=k >= burn // 2)
+        if k % 5 == 0: s.denoise(learn=k % 30 == 0 or 0 <= k - burn // 2 < 5, network=k >= burn // 2)      # learnt anew when the network comes in
         if k == burn: s.p[:] = s.m[:] = s.square[:] = 0
         s.draw(); s.learn(); tick()
     return s

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd, torch
 from tqdm import tqdm
 from ..data.screen import GpovaeError
 from .alignment import contract, k_hop
-from .direct import NetworkFit, fit_network, prior_matrix, read_prior
+from .direct import fit_network, prior_matrix, read_prior
 from .predict import Context, average_effects, effects_of, mean_latent
 from .vae import VAE
 
