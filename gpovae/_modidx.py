@@ -660,6 +660,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'gpovae.model.direct._imagine': ('model.direct.html#_imagine', 'gpovae/model/direct.py'),
                                      'gpovae.model.direct._logistic': ('model.direct.html#_logistic', 'gpovae/model/direct.py'),
                                      'gpovae.model.direct._logit': ('model.direct.html#_logit', 'gpovae/model/direct.py'),
+                                     'gpovae.model.direct._states': ('model.direct.html#_states', 'gpovae/model/direct.py'),
+                                     'gpovae.model.direct._swap': ('model.direct.html#_swap', 'gpovae/model/direct.py'),
                                      'gpovae.model.direct._table': ('model.direct.html#_table', 'gpovae/model/direct.py'),
                                      'gpovae.model.direct.fit_network': ('model.direct.html#fit_network', 'gpovae/model/direct.py'),
                                      'gpovae.model.direct.mixture': ('model.direct.html#mixture', 'gpovae/model/direct.py'),
