@@ -15,6 +15,7 @@
     network   `fit_network` on tables of shifts of twelve simulated screens, 20 to 600 perturbed genes, five seeds: AUPRC beside mean difference and the inverse,
               calibration, signs, direct against indirect (tools/bench_network.py; about half an hour)
     quality   both presets side by side on 20,000 cells x 2,000 genes x 100 perturbations: ATE-rho on test cells against seconds (see --minutes)
+    tapseq    the table of shifts of the TAP-seq screen, for the chapter on networks
     explorer  the explorable network in headless Chromium: seconds to the first drawing and per move of the filter (tools/bench_explorer.py; needs Chromium)
     scale     screens of 600 genes and 50,000 to 1,000,000 cells on disk: peak memory and cells a second of loading all cells and, for the smallest and the
               largest, of training for 250 steps, beside counts in memory where they are few; loading at 2,000 and
@@ -37,7 +38,7 @@ from sklearn.metrics import average_precision_score
 from tqdm import tqdm
 
 from bench_explorer import explorer
-from bench_network import network
+from bench_network import network, tapseq
 from bench_predict import predict
 from bench_speed import quality, speed
 from book import real_data
@@ -569,7 +570,7 @@ def unseen(options):
                 spreads=pd.DataFrame([s for f in done for s in f.get("spreads", ())]).round(4), fits=take("fits"), logits=take("logits"), ceiling=take("ceiling"), controls=take("controls"), regulators=take("regulators"))
 
 
-KNOWN = dict(demo=demo, claim=claim, finding=finding, ablation=ablation, prepare=large, unseen=unseen, predict=predict, scale=scale, speed=speed, quality=quality, network=network, explorer=explorer)
+KNOWN = dict(demo=demo, claim=claim, finding=finding, ablation=ablation, prepare=large, unseen=unseen, predict=predict, scale=scale, speed=speed, quality=quality, network=network, tapseq=tapseq, explorer=explorer)
 
 
 def main(*arguments):

@@ -8,12 +8,15 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 import gpovae
+from gpovae.data import datasets
 from gpovae.data.matching import node_shifts
 from gpovae.data.register import register
 from gpovae.data.screen import Key, Screen
 from gpovae.data.simulate import simulated
 from gpovae.evaluate import rivals, truth as against
 from gpovae.model.direct import fit_network
+from gpovae.model.objective import make_settings
+from gpovae.model.training import build
 from gpovae.model.unseen import shift_rows
 
 # perturbed and downstream genes, density, cells of a perturbation (mean), kinetics, unmeasured targets. The method was worked out on seed 0 of the log-linear
@@ -119,3 +122,14 @@ def network(options):
     print(table[["auprc", "auprc, mean difference", "auprc, inverse x z-score", "gap_closed", "direct_above_indirect", "sign_accuracy", "ece_pooled", "brier_pooled", "seconds"]].round(3).to_string())
     print(pd.DataFrame(trained).groupby("screen").mean(numeric_only=True).drop(columns="seed").round(3).to_string())
     return dict(screens=summary, runs=rows, trained=trained)
+
+
+def tapseq(options):
+    "The table of shifts of a real screen, prepared as `gpovae demo --dataset schraivogel2020` does, for the chapter to work with."
+    a = datasets.load("schraivogel2020")
+    gpovae.prepare(a, progress=False, **datasets.prepare_arguments("schraivogel2020"))
+    vae, labels, _ = build(Screen(a), make_settings("corrected"))
+    mean, se, targets = shift_rows(vae)
+    nodes = Screen(a).nodes
+    return dict(nodes=list(nodes.index), perturbed=nodes.perturbed.tolist(), position=nodes.position.tolist(), labels=labels, targets=targets, cells=vae.perturbations.cells.int().tolist(),
+                shift_cells=vae.perturbations.shift_cells.int().tolist(), **{k: np.round(x.astype(float), 5).tolist() for k, x in dict(mean=mean, se=se).items()})
