@@ -7,12 +7,12 @@ __all__ = ['Source', 'top_guide', 'read_cells', 'source', 'complete', 'write_ann
            'unpacked_size']
 
 # %% ../../nbs/10b_data.files.ipynb #247de98f
-import gzip, os, re, shutil, tempfile
+import errno, gzip, os, re, shutil, socket, tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
-import anndata as ad, h5py, numpy as np, pandas as pd, scipy.sparse as sp, zarr
+import anndata as ad, h5py, numpy as np, pandas as pd, psutil, scipy.sparse as sp, zarr
 from tqdm.auto import tqdm
 from .screen import CONTROL, GpovaeError, Key, as_csr, block_rows, canonical
 
@@ -229,9 +229,24 @@ def source(
         yield found._replace(blocks=blocks, obs=found.obs if table is None else found.obs.drop(columns=found.obs.columns.intersection(table.columns)).rename_axis(None).join(table))
 
 # %% ../../nbs/10b_data.files.ipynb #7ac4e995
+_FULL = {os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)}
+
+def _full(e: BaseException | None) -> str | None:
+    "What the system said, where an error or one behind it is that of a disk that takes no more."
+    while e is not None:
+        if said := next((s for s in _FULL if s in str(e)), None): return said
+        e = e.__cause__ or e.__context__
+
+def _abandoned(folder: Path):
+    "What processes of this machine left in a folder that were killed."
+    for p in folder.glob(f".gpovae-{socket.gethostname()}-*-*"):
+        pid = p.name.split("-")[-2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)): yield p
+
 @contextmanager
 def complete(
-    folder,  # where the files shall stand in the end; made if missing
+    folder,               # where the files shall stand in the end; made if missing
+    what: str = "files",  # that are written, in words for a message
 ):
     "A temporary folder whose files move into `folder` when the block ends well, and vanish when it does not. Raises `GpovaeError` where nothing can be written."
     folder = Path(folder).absolute()
@@ -239,16 +254,19 @@ def complete(
         if folder.exists() and not folder.is_dir(): raise NotADirectoryError(20, "There is a file of this name", str(folder))
         made = [p for p in (folder, *folder.parents) if not p.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".gpovae-", dir=folder))
-    except OSError as e: raise GpovaeError(f"Cannot write to {str(folder)!r}: {e.strerror}. Choose another place.") from e
+        for left in _abandoned(folder): shutil.rmtree(left, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".gpovae-{socket.gethostname()}-{os.getpid()}-", dir=folder))
+    except OSError as e: raise GpovaeError(f"Cannot write {what} to {str(folder)!r}: {e.strerror}. {'Make room there, or choose' if _full(e) == os.strerror(errno.ENOSPC) else 'Choose'} another place.") from e
     try:
         yield temporary
         for path in sorted(temporary.iterdir()):
             if path.is_dir() and (target := folder / path.name).is_dir(): shutil.rmtree(target)
             os.replace(path, folder / path.name)
-    except BaseException:
-        shutil.rmtree(temporary)
-        for p in made: p.rmdir()
+    except BaseException as e:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for p in made:
+            if not any(p.iterdir()): p.rmdir()
+        if not isinstance(e, GpovaeError) and (said := _full(e)): raise GpovaeError(f"Cannot write {what} to {str(folder)!r}: {said}. Make room there, or choose another place, and run it again; what stood there before is as it was.") from e
         raise
     shutil.rmtree(temporary)
 
