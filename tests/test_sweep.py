@@ -34,7 +34,7 @@ if what == "error": sys.exit("Traceback of something\\\\nRuntimeError: the scree
 if what == "nothing": sys.exit()
 if what == "sleep": time.sleep(60)
 time.sleep(float(what or 0))
-write(model__safetensors="weights", history__csv="epoch\\\\n0\\\\n1\\\\n", settings__json=json.dumps(dict(weights=hashlib.sha256(b"weights").hexdigest(), data=argument("--out") + "/../" + sys.argv[2])))
+write(model__safetensors="weights", history__csv="epoch\\\\n0\\\\n1\\\\n", settings__json=json.dumps(dict(files={"model.safetensors": hashlib.sha256(b"weights").hexdigest()}, data=argument("--out") + "/../" + sys.argv[2])))
 '''.replace("\\\\n", "\\n")]
 quick = functools.partial(sweep.sweep, progress=False, command=PRETEND)
 

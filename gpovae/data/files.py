@@ -263,7 +263,7 @@ def complete(
             if path.is_dir() and (target := folder / path.name).is_dir(): shutil.rmtree(target)
             os.replace(path, folder / path.name)
     except BaseException as e:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in (temporary, *_abandoned(folder)): shutil.rmtree(left, ignore_errors=True)
         for p in made:
             if not any(p.iterdir()): p.rmdir()
         if not isinstance(e, GpovaeError) and (said := _full(e)): raise GpovaeError(f"Cannot write {what} to {str(folder)!r}: {said}. Make room there, or choose another place, and run it again; what stood there before is as it was.") from e
