@@ -160,6 +160,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'gpovae.data.files.complete': ('data.files.html#complete', 'gpovae/data/files.py'),
                                    'gpovae.data.files.open_screen': ('data.files.html#open_screen', 'gpovae/data/files.py'),
                                    'gpovae.data.files.read_cells': ('data.files.html#read_cells', 'gpovae/data/files.py'),
+                                   'gpovae.data.files.room': ('data.files.html#room', 'gpovae/data/files.py'),
                                    'gpovae.data.files.source': ('data.files.html#source', 'gpovae/data/files.py'),
                                    'gpovae.data.files.top_guide': ('data.files.html#top_guide', 'gpovae/data/files.py'),
                                    'gpovae.data.files.unpacked_size': ('data.files.html#unpacked_size', 'gpovae/data/files.py'),

@@ -298,7 +298,7 @@ def network(run, out, kind, min_probability, evidence):
 def demo(dataset, out, max_epochs, seed, quiet):
     "From a screen to a report in one go."
     from gpovae import GPOVAE, datasets, prepare as annotate, reports
-    from gpovae.data.files import complete
+    from gpovae.data.files import complete, room
     out = out or Path("runs") / f"demo-{dataset}"
     with complete(out, "the demo") as tmp:
         with _stage(f"load {dataset}", quiet):
@@ -306,6 +306,7 @@ def demo(dataset, out, max_epochs, seed, quiet):
             adata = datasets.load(dataset)
         with _stage("prepare", quiet):
             annotate(adata, seed=seed, progress=not quiet, **arguments)
+            room(tmp / "prepared.h5ad", adata.__sizeof__())
             adata.write_h5ad(tmp / "prepared.h5ad", compression="gzip")
         with _stage("train", quiet):
             model = GPOVAE(adata)
