@@ -420,7 +420,7 @@ def load(cls: GPOVAE,
     self = cls.__new__(cls)
     try: self._fill(s, path)
     except GpovaeError: raise
-    except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as e: raise GpovaeError(f"{path} cannot be read as a run ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). Was it written by something else?") from e
+    except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as e: raise GpovaeError(f"{path} cannot be read as a run ({type(e).__name__}: {' '.join(str(e).split())[:300]}). Was it written by something else?") from e
     self.adata = _fitting(adata if adata is not None or not data else _recorded(s["data"]), self.genes)
     return self
 

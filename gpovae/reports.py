@@ -118,6 +118,7 @@ def page(
 def run(
     name: str,              # of a report, or the path of a notebook
     out,                    # folder for NAME.ipynb, NAME.html and NAME.json
+    /,
     progress: bool = True,  # progress bar over cells, and what the report itself writes to standard error
     **values,               # parameters of the report
 ) -> dict[str, Path]:       # `ipynb`, `html`, `json`

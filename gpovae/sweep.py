@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import gpovae, h5py, joblib, pandas as pd
 from tqdm import tqdm
+from .api import run_settings
 from .compare import MAIN, _names
 from .data.files import complete
 from .data.screen import GpovaeError, Key
@@ -105,7 +106,7 @@ def plan(
 @functools.lru_cache(None)
 def _sound(folder, stamps):
     "Do settings and weights belong together, and did the training end by itself? Asked once for each state of the files."
-    s = json.loads((folder / "settings.json").read_text())
+    s = run_settings(folder)
     return (s.get("ended") or {}).get("by") != "interrupt" and all(hashlib.sha256((folder / f).read_bytes()).hexdigest() == h for f, h in s["files"].items())
 
 def whole(folder: Path) -> bool:
