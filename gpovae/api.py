@@ -449,7 +449,7 @@ def _fitting(adata, genes):
     if adata is None: return None
     have = Screen(adata).genes; missing = [g for g in genes if g not in have]
     if len(missing) == len(genes): raise GpovaeError(f"The screen has no gene in common with the model (model: {', '.join(genes[:3])}, ...; screen: {', '.join(have[:3])}, ...). Are these symbols on one side and Ensembl ids on the other?")
-    if missing: raise GpovaeError(f"The screen lacks {len(missing)} gene(s) of the model: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Load it with the screen that it was trained on.")
+    if missing: raise GpovaeError(f"The screen lacks {len(missing)} gene(s) of the model ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}). Load it with the screen that it was trained on.")
     return adata if list(have) == genes else adata[:, have.get_indexer(genes)].copy()
 
 def _empty(model, tensors) -> VAE:

@@ -138,8 +138,8 @@ def test_genes_in_another_order_and_missing_ones(hostile, run):
     again = GPOVAE.load(run, turned)
     assert list(again.adata.var_names) == model.genes != list(turned.var_names)
     np.testing.assert_array_equal(again.get_latent_representation(), model.get_latent_representation())
-    with pytest.raises(GpovaeError, match=f"lacks 7 gene.s. of the model: {', '.join(map(re.escape, model.genes[:5]))}, ..."): GPOVAE.load(run, model.adata[:, 7:].copy())
-    with pytest.raises(GpovaeError, match=f"lacks 1 gene.s. of the model: {re.escape(model.genes[3])}. Load it"): GPOVAE.load(run, model.adata[:, [i for i in range(model.adata.n_vars) if i != 3]].copy())
+    with pytest.raises(GpovaeError, match=f"lacks 7 gene.s. of the model .{', '.join(map(re.escape, model.genes[:5]))}, \\.\\.\\.\\)\\. Load it"): GPOVAE.load(run, model.adata[:, 7:].copy())
+    with pytest.raises(GpovaeError, match=f"lacks 1 gene.s. of the model .{re.escape(model.genes[3])}.. Load it"): GPOVAE.load(run, model.adata[:, [i for i in range(model.adata.n_vars) if i != 3]].copy())
 
 
 def test_an_older_run_is_brought_up_to_date(run, tmp_path, monkeypatch):

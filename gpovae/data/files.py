@@ -271,7 +271,7 @@ def complete(
         raise
     shutil.rmtree(temporary)
 
-# %% ../../nbs/10b_data.files.ipynb #c8336dd8
+# %% ../../nbs/10b_data.files.ipynb #71e3e9ff
 def room(
     path,       # to be written
     need: int,  # bytes, about
@@ -279,6 +279,7 @@ def room(
     "Raise the error of a full disk before HDF5 meets it: a file that it cannot write to the end takes the whole process down."
     if shutil.disk_usage(Path(path).parent).free < need + 2**23: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
+# %% ../../nbs/10b_data.files.ipynb #c8336dd8
 def write_annotations(
     path,                # .h5ad, made where it is missing
     adata: ad.AnnData,   # whose obs, var, obsm and uns are written
