@@ -6,7 +6,7 @@
 __all__ = ['main', 'prepare', 'datasets', 'train', 'evaluate', 'report', 'compare', 'sweep', 'score', 'network', 'demo']
 
 # %% ../nbs/62_cli.ipynb #5c1c6342
-import json, sys, time, warnings
+import json, shlex, sys, time, warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -15,10 +15,17 @@ import click
 # %% ../nbs/62_cli.ipynb #1ea6de8d
 class _Group(click.Group):
     "Commands whose mistakes are messages."
+    def parse_args(self, ctx, args):
+        ctx.meta["line"] = shlex.join(["gpovae", *args])       # as it was typed
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx):
         warnings.showwarning = lambda message, *_, **__: click.echo(f"Note: {message}", err=True)
         try: return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort): raise
+        except KeyboardInterrupt:
+            click.echo(f"Interrupted; nothing half-written is left. To do it again: {ctx.meta['line']}", err=True)
+            raise click.exceptions.Exit(130) from None
         except Exception as e:
             from gpovae.data.screen import GpovaeError
             if not isinstance(e, (GpovaeError, OSError)): raise
@@ -124,38 +131,42 @@ def datasets():
 @_quiet
 @click.pass_context
 def train(ctx, prepared, out, devices, strategy, quiet, **options):
-    "Train on a prepared screen.\n\nSays first what it will cost; writes the run (weights, settings, history) to the folder OUT. After Ctrl-C or --max-time the run holds the best weights so far."
+    "Train on a prepared screen.\n\nSays first what it will cost; writes the run (weights, settings, history) to the folder OUT. After Ctrl-C or --max-time the run holds the best weights so far. Whatever ended it, also a crash: the same command goes on from the last epoch whose state is in OUT."
+    from gpovae.api import HISTORY, WEIGHTS
     from gpovae.data.screen import GpovaeError
     from gpovae.data.files import complete
     from gpovae.model.processes import group
-    among = group(strategy=strategy)
+    from gpovae.model.training import STATE
+    among, state, line = group(strategy=strategy), out / STATE, ctx.meta["line"]
     first = among.rank == 0
-    if first and out.is_dir() and any(out.iterdir()) and not (out / "settings.json").exists(): raise GpovaeError(f"{out} holds other files and is no run. Name a new folder as --out.")
+    if first and out.is_dir() and not (out / "settings.json").exists() and (other := sorted(p.name for p in out.iterdir() if p.name not in (STATE, WEIGHTS, HISTORY) and not p.name.startswith(".gpovae-"))):
+        raise GpovaeError(f"{out} holds other files ({other[0]}) and is no run. Name a new folder as --out.")
     try:
-        with complete(out) if first else nullcontext() as tmp, _stage("train", quiet or among.launcher):
-            if devices in (None, among.world, among.local): _train(prepared, tmp, quiet, strategy, **options)
-            else: _in_processes(ctx, devices, tmp)
+        with complete(out, "the run") if first else nullcontext(), _stage("train", quiet or among.launcher):
+            if devices in (None, among.world, among.local): _train(prepared, out, first, quiet, strategy, **options)
+            else: _in_processes(ctx, devices, out)
     except KeyboardInterrupt as e:
-        if not ctx.obj: click.echo(f"{e} Nothing was written.".strip(), err=True)
+        if not ctx.obj: click.echo(" ".join(filter(None, [str(e), f"To go on: {line}" if state.exists() else f"Nothing was written. To start again: {line}"])), err=True)
         ctx.exit(130)
     if not first or ctx.obj: return                # the one that waits for this process goes on
     for old in (f"{name}.{kind}" for name in ("evaluate", "report") for kind in ("html", "ipynb", "json")): (out / old).unlink(missing_ok=True)   # of an earlier run in this folder
     ended = json.loads((out / "settings.json").read_text())["ended"]
     click.echo(f"{out}: {ended['summary']}")
-    if ended["by"] == "interrupt": click.echo("The run can be used as it is. The same command trains it again, from the start.", err=True); ctx.exit(130)
+    if state.exists(): click.echo(f"The run can be used as it is. To go on: {line}", err=True)
+    if ended["by"] == "interrupt": ctx.exit(130)
 
 # %% ../nbs/62_cli.ipynb #fab5150c
-def _train(prepared, folder, quiet, strategy, preset, settings, compile, on_disk, **options):
+def _train(prepared, out, first, quiet, strategy, preset, settings, compile, on_disk, **options):
     "Train in this process, and write if it is the first of its group."
     from gpovae import GPOVAE
     from gpovae.model.objective import make_settings
     from gpovae.model.settings import read_settings
     settings = {k: v for k, (v,) in read_settings(settings, several=False).items()}
-    model = GPOVAE(_open(prepared, on_disk, make_settings(preset, **settings), quiet or not folder), preset=preset, **settings)
-    try: model.train(progress=not quiet, strategy=strategy, compile="auto" if compile is None else compile, **options)
+    model = GPOVAE(_open(prepared, on_disk, make_settings(preset, **settings), quiet or not first), preset=preset, **settings)
+    try: model.train(progress=not quiet, strategy=strategy, compile="auto" if compile is None else compile, directory=out, **options)
     except KeyboardInterrupt:
         if model.anchor is None: raise
-    if folder: model.save(folder, data=prepared)
+    if first: model.save(out, data=prepared)
 
 def _words(ctx, **other):
     "The arguments of a command as they would be typed, some of them replaced; None leaves one out."
@@ -166,13 +177,15 @@ def _words(ctx, **other):
         elif value is not None:
             for v in value if p.multiple else [value]: yield from (p.opts[0], str(v))
 
-def _in_processes(ctx, devices, folder):
-    "The same command in several processes, of which the first writes to `folder`."
+def _in_processes(ctx, devices, out):
+    "The same command in several processes, of which the first writes to `out`."
     from gpovae.model.processes import launch
-    command = [sys.executable, "-c", "from gpovae.cli import _worker; _worker()", "train", *_words(ctx, out=folder, devices=None, strategy="ddp")]
+    command = [sys.executable, "-c", "from gpovae.cli import _worker; _worker()", "train", *_words(ctx, devices=None, strategy="ddp")]
+    written = lambda: f.stat().st_mtime_ns if (f := out / "settings.json").exists() else None
+    before = written()
     try: launch(command, devices)
     except KeyboardInterrupt:
-        if not (folder / "settings.json").exists(): raise
+        if written() == before: raise
 
 def _worker():
     from gpovae.model.processes import told
@@ -227,7 +240,6 @@ def compare(runs, out, quiet):
 @_quiet
 def sweep(screens, out, seeds, presets, settings, max_epochs, workers, part, dry_run, quiet):
     "Train on every combination of SCREENS, presets, settings and seeds, and compare.\n\nEach job is one `gpovae train` in a process and a folder of its own; what is done is left alone, and the same command goes on after an interruption. Writes runs and logs, sweep.csv, and compare.html, .ipynb and .json when all jobs have ended."
-    import shlex
     from gpovae import sweep as s
     from gpovae.model.settings import read_settings
     part = s.read_part(part); s.claim(out)
@@ -286,14 +298,15 @@ def network(run, out, kind, min_probability, evidence):
 def demo(dataset, out, max_epochs, seed, quiet):
     "From a screen to a report in one go."
     from gpovae import GPOVAE, datasets, prepare as annotate, reports
-    from gpovae.data.files import complete
+    from gpovae.data.files import complete, room
     out = out or Path("runs") / f"demo-{dataset}"
-    with complete(out) as tmp:
+    with complete(out, "the demo") as tmp:
         with _stage(f"load {dataset}", quiet):
             arguments = datasets.prepare_arguments(dataset)
             adata = datasets.load(dataset)
         with _stage("prepare", quiet):
             annotate(adata, seed=seed, progress=not quiet, **arguments)
+            room(tmp / "prepared.h5ad", adata.__sizeof__())
             adata.write_h5ad(tmp / "prepared.h5ad", compression="gzip")
         with _stage("train", quiet):
             model = GPOVAE(adata)

@@ -7,13 +7,13 @@ __all__ = ['NETWORK', 'SCORED', 'BEST', 'MAIN', 'find_runs', 'method_name', 'rea
            'summary', 'differences', 'average_ranks', 'standing', 'verdict', 'score_runs']
 
 # %% ../nbs/60c_compare.ipynb #90ca4feb
-import glob, json, os
+import glob, os
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
 import anndata as ad, numpy as np, pandas as pd
-from .api import GPOVAE, _cells
+from .api import GPOVAE, _cells, run_settings
 from .data.screen import CONTROL, GpovaeError, Key, Screen, targets
 from .evaluate import SIZE_PROBABILITY
 from .evaluate.baselines import baselines
@@ -81,7 +81,7 @@ def read_runs(
     rows, out = [], {}
     for name, path in found:
         try:
-            s = json.loads((path / "settings.json").read_text())
+            s = run_settings(path)
             row = dict(run=str(path), method=name or method_name(s["preset"], s["settings"]), seed=int(s["seed"]), data=s["data"])
             if not s["data"] or not Path(s["data"]).is_file(): raise GpovaeError(f"its screen is gone ({s['data']})")
             identity, cells = _screen(s["data"])

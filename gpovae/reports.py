@@ -41,7 +41,7 @@ def write_json(
     "Write results as JSON, in one piece."
     if not str(path): return
     path = Path(path)
-    with complete(path.parent) as tmp: (tmp / path.name).write_text(json.dumps(plain(value), indent=1), encoding="utf-8")
+    with complete(path.parent, path.name) as tmp: (tmp / path.name).write_text(json.dumps(plain(value), indent=1), encoding="utf-8")
 
 # %% ../nbs/61_reports.ipynb #9d9f2ee0
 def say(
@@ -118,6 +118,7 @@ def page(
 def run(
     name: str,              # of a report, or the path of a notebook
     out,                    # folder for NAME.ipynb, NAME.html and NAME.json
+    /,
     progress: bool = True,  # progress bar over cells, and what the report itself writes to standard error
     **values,               # parameters of the report
 ) -> dict[str, Path]:       # `ipynb`, `html`, `json`
@@ -126,7 +127,7 @@ def run(
     source, known = notebook(name), parameters(name)
     if unknown := sorted(set(values) - set(known.index)):
         raise GpovaeError(f"The report {source.stem!r} has no parameter {unknown[0]!r}. It has: {', '.join(known.index)}.")
-    with complete(out) as tmp:
+    with complete(out, "the report") as tmp:
         paths = {kind: tmp / f"{source.stem}.{kind}" for kind in ("ipynb", "html", "json")}
         if "sidecar" in known.index: values["sidecar"] = str(paths["json"])
         try: papermill.execute_notebook(str(source), str(paths["ipynb"]), values, kernel_name="python3", kernel_manager_class=ThisInterpreter,

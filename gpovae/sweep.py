@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import gpovae, h5py, joblib, pandas as pd
 from tqdm import tqdm
+from .api import run_settings
 from .compare import MAIN, _names
 from .data.files import complete
 from .data.screen import GpovaeError, Key
@@ -105,8 +106,8 @@ def plan(
 @functools.lru_cache(None)
 def _sound(folder, stamps):
     "Do settings and weights belong together, and did the training end by itself? Asked once for each state of the files."
-    s = json.loads((folder / "settings.json").read_text())
-    return (s.get("ended") or {}).get("by") != "interrupt" and hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == s["weights"]
+    s = run_settings(folder)
+    return (s.get("ended") or {}).get("by") != "interrupt" and all(hashlib.sha256((folder / f).read_bytes()).hexdigest() == h for f, h in s["files"].items())
 
 def whole(folder: Path) -> bool:
     "Is there a complete run?"
@@ -324,7 +325,7 @@ def sweep(
     claim(out); out = Path(out)
     def write():
         found = table(jobs, out)
-        with complete(out) as tmp: found.to_csv(tmp / "sweep.csv", index=False)
+        with complete(out, "the table of the sweep") as tmp: found.to_csv(tmp / "sweep.csv", index=False)
         return found
     write()
     try:

@@ -34,7 +34,8 @@ if what == "error": sys.exit("Traceback of something\\\\nRuntimeError: the scree
 if what == "nothing": sys.exit()
 if what == "sleep": time.sleep(60)
 time.sleep(float(what or 0))
-write(model__safetensors="weights", history__csv="epoch\\\\n0\\\\n1\\\\n", settings__json=json.dumps(dict(weights=hashlib.sha256(b"weights").hexdigest(), data=argument("--out") + "/../" + sys.argv[2])))
+signed = dict(files={"model.safetensors": hashlib.sha256(b"weights").hexdigest()}, format=3)
+write(model__safetensors="weights", history__csv="epoch\\\\n0\\\\n1\\\\n", settings__json=json.dumps(signed | dict(data=argument("--out") + "/../" + sys.argv[2], checksum=hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest())))
 '''.replace("\\\\n", "\\n")]
 quick = functools.partial(sweep.sweep, progress=False, command=PRETEND)
 

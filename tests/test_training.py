@@ -1,12 +1,14 @@
 """The loop around the step: what it costs to know the cost, how training ends, and what is kept when it does."""
 import os, signal, threading
 
-import numpy as np, pandas as pd, pytest, torch
+import numba, numpy as np, pandas as pd, pytest, torch
 from click.testing import CliRunner
 
 import gpovae
 from gpovae import GPOVAE, GpovaeError
 from gpovae.cli import main
+from gpovae.data import batches
+from gpovae.data.files import open_screen
 from gpovae.data.screen import Screen
 from gpovae.model.objective import make_settings
 from gpovae.model.training import Loop, build, fit
@@ -135,7 +137,7 @@ def test_shell(adata, tmp_path, monkeypatch):
         assert status == 2 and option[1] in text and text.startswith("Error: ") and not (tmp_path / "wrong").exists(), text
     monkeypatch.setattr(Loop, "training_step", stop_in(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
     status, text = train("cut", "--max-epochs", "4")
-    assert status == 130 and "1 epoch, as it was interrupted" in text and "from the start" in text
+    assert status == 130 and "1 epoch, as it was interrupted" in text and "To go on: gpovae train " in text and text.rstrip().endswith("cut --quiet --max-epochs 4")
     assert np.isfinite(GPOVAE.load(tmp_path / "cut").predict().X).all()
     assert whole(tmp_path / "timed") and not whole(tmp_path / "cut")             # a sweep trains what was cut off again
     monkeypatch.setattr(Loop, "training_step", stop_in(0, lambda: os.kill(os.getpid(), signal.SIGINT)))
@@ -152,3 +154,18 @@ def test_bf16_stays_near(adata):
 def test_several_devices_are_refused_in_a_session(adata):
     with pytest.raises(GpovaeError, match="gpovae train prepared.h5ad --out run --devices 2"): GPOVAE(adata).train(devices=2)
     with pytest.raises(GpovaeError, match="'dpp'"): GPOVAE(adata).train(strategy="dpp")
+
+
+@pytest.mark.parametrize("kind", ["in memory", "on disk", "paper"])
+def test_same_bits_whatever_works_ahead(adata, tmp_path, monkeypatch, kind):
+    "Batches made ahead, threads of PyTorch, threads that make counterfactual profiles: none of them is in the result."
+    ahead, threads, found = batches.ahead, torch.get_num_threads(), []
+    adata.write_h5ad(tmp_path / "prepared.h5ad")
+    try:
+        for n in (1, 2, 5):
+            monkeypatch.setattr(batches, "ahead", lambda items, _=1: ahead(items, n)); monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", n); torch.set_num_threads(n)
+            vae, history = trained(open_screen(tmp_path / "prepared.h5ad") if kind == "on disk" else adata, "paper" if kind == "paper" else "corrected", epochs=2)
+            found.append((history.to_numpy().tobytes(), *(w.numpy().tobytes() for w in vae.state_dict().values())))
+    finally: torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
+    other = trained(adata, epochs=2, seed=1)[0]; assert [w.numpy().tobytes() for w in other.state_dict().values()] != list(found[0][1:])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 import anndata as ad, numpy as np, pandas as pd, pooch, requests, scipy.sparse as sp
 from tqdm.auto import tqdm
-from .files import Source, open_screen, source, top_guide, write_screen
+from .files import Source, complete, open_screen, source, top_guide, write_screen
 from .screen import GpovaeError
 from .simulate import simulated
 
@@ -114,7 +114,8 @@ def _check(file: File, path: Path):
         return warnings.warn(f"{path} could not be checked, because its hash is published at {file.checksum} and that was not reached ({type(error).__name__}). It is used as it is.", stacklevel=4)
     algorithm, digest = expected.split(":")
     if (computed := pooch.file_hash(str(path), alg=algorithm)) != digest: raise GpovaeError(f"{path} is not the published file: expected {algorithm} {digest}, found {computed}. Delete it to download it again.")
-    if expected != file.checksum and os.access(path.parent, os.W_OK): note.write_text(" ".join([expected, *now]))
+    if expected != file.checksum and os.access(path.parent, os.W_OK):
+        with complete(note.parent, note.name) as tmp: (tmp / note.name).write_text(" ".join([expected, *now]))
 
 def _download(file: File, path: Path, progress: bool):
     part, expected = path.with_name(path.name + ".part"), file.checksum
@@ -232,9 +233,8 @@ def _on_disk(name: str, progress: bool) -> ad.AnnData:
     "A large screen with its counts by cell on disk, without the cells whose guide is not known."
     copy = path(name, progress).with_name(f"{name}_by_cell.h5ad")
     if not copy.exists():
-        scratch = copy.with_name(copy.name + ".part")
-        with opened(name, progress) as s: write_screen(scratch, s, keep=s.obs[entry(name).prepare["perturbation_key"]].notna().to_numpy(), progress=progress, what=name)
-        os.replace(scratch, copy)
+        with complete(copy.parent, copy.name) as tmp, opened(name, progress) as s:
+            write_screen(tmp / copy.name, s, keep=s.obs[entry(name).prepare["perturbation_key"]].notna().to_numpy(), progress=progress, what=name)
     return open_screen(copy)
 
 def adamson2016(progress: bool = True) -> ad.AnnData:

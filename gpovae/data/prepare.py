@@ -163,7 +163,7 @@ def prepare_file(
     asked = storable(s | dict(strong=_named(s["strong"]), cells=cells, screen=name) | {f"{k}_{what}": v for k, f in files.items() for what, v in _stamp(f).items()})
     if not force and target.exists() and _made_from(target) == asked: return False
     summary = _summary(s)
-    with complete(target.absolute().parent) as whole:
+    with complete(target.absolute().parent, f"the prepared screen {target.name}") as whole:
         (tmp := whole / ".work").mkdir()
         copy = lambda src, name, keep, what: (write_screen(tmp / name, src, keep, progress, what), open_screen(tmp / name))[1]
         with datasets.opened(name, progress) if name else source(path, s["layer"], cells, tmp) as src:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fastcore.basics import patch
 from pathlib import Path
 import anndata as ad, numpy as np, pandas as pd, scipy.sparse as sp
+from ..data.files import complete
 from ..data.screen import CONTROL, GpovaeError, Key, Screen, targets
 from .baselines import baselines
 from .causal import ALPHA, compare_networks, network_scores
@@ -86,7 +87,9 @@ class Scores:
 
     def save(self, path) -> Path:
         "Write the JSON; returns the path."
-        path = Path(path); path.write_text(self.to_json()); return path
+        path = Path(path)
+        with complete(path.parent, path.name) as tmp: (tmp / path.name).write_text(self.to_json(), encoding="utf-8")
+        return path
 
     def to_json(self) -> str: return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 

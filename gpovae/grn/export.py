@@ -71,7 +71,7 @@ def write_network(
     "Write the network for another tool. Raises `GpovaeError` for a suffix or format that is not known."
     path = Path(path).absolute()
     kind, edges = _format(path, format), _unique(edges)
-    with complete(path.parent) as folder:
+    with complete(path.parent, path.name) as folder:
         out = folder / path.name
         if kind == "cytoscape": out.write_text(json.dumps(cytoscape(as_networkx(edges, nodes)), ensure_ascii=False, allow_nan=False, indent=1), encoding="utf-8")
         elif kind == "graphml": _graphml(as_networkx(edges, nodes), out)
