@@ -26,22 +26,14 @@ class _Group(click.Group):
             refusal.exit_code = 2
             raise refusal from None
 
-def _read(path):
-    "An AnnData from a file. Raises `GpovaeError` where it is none."
-    import anndata as ad
-    from gpovae.data.screen import GpovaeError
-    try: return ad.read_h5ad(path)
-    except Exception as e:      # h5py, zarr and anndata each have their own
-        raise GpovaeError(f"{str(path)!r} cannot be read as an AnnData file (.h5ad): {str(e).splitlines()[0]}.") from e
-
 def _open(path, on_disk, settings, quiet):
     "The prepared screen. Its counts stay on disk where `on_disk` says so; None leaves them there if they would take more than half of the available memory."
     import psutil
-    from gpovae.data.files import open_screen, unpacked_size
+    from gpovae.data.files import open_screen, read_screen, unpacked_size
     need, there = unpacked_size(path), psutil.virtual_memory().available
     if on_disk is None: on_disk = need > there / 2 and settings.partner != "median" and settings.shift != "cell"     # which need all cells at hand
     if not quiet: click.echo(f"{'Counts stay on disk' if on_disk else 'Counts are read into memory'}: they would take {need / 2**30:.2g} of the {there / 2**30:.2g} GiB available.", err=True)
-    return open_screen(path) if on_disk else _read(path)
+    return open_screen(path) if on_disk else read_screen(path)
 
 @contextmanager
 def _stage(what, quiet):
@@ -54,7 +46,12 @@ def _stage(what, quiet):
 # %% ../nbs/62_cli.ipynb #8c59ea11
 _in_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 _in_dir = click.Path(exists=True, file_okay=False, path_type=Path)
-_seed = click.option("--seed", default=0, show_default=True, help="Decides every random choice.")
+def _is_run(ctx, _, run):
+    from gpovae.data.screen import GpovaeError
+    if not (run / "settings.json").exists(): raise GpovaeError(f"{run} is not a gpovae run: it has no settings.json. Train one: gpovae train prepared.h5ad --out {run}")
+    return run
+_run = click.argument("run", type=_in_dir, callback=_is_run)
+_seed = click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1), show_default=True, help="Decides every random choice.")
 _set = click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the objective that is not to be the preset's, such as particles=5; may be given several times.  [default: none]")
 _quiet = click.option("--quiet", is_flag=True, help="No progress bars and timings.")
 
@@ -180,7 +177,7 @@ def _worker():
 
 # %% ../nbs/62_cli.ipynb #87a9962d
 @main.command()
-@click.argument("run", type=_in_dir)
+@_run
 @click.option("--other", multiple=True, type=_in_dir, help="Folder of another run on the same screen, to stand in the same tables; may be given several times.  [default: none]")
 @click.option("--known", multiple=True, type=_in_file, help="Known edges or complexes (TRRUST, CollecTRI, DoRothEA, RegNetwork, CORUM, STRING, BioGRID, GMT, or a plain table); may be given several times.  [default: none]")
 @click.option("--vae-baselines", is_flag=True, help="Train the same VAE without alignment, and without the artifact term, as further baselines.")
@@ -195,7 +192,7 @@ def evaluate(run, other, known, vae_baselines, quick, seed, quiet):
     click.echo(f"{json.loads(made['json'].read_text())['text']}\n\n{made['html']}")
 
 @main.command()
-@click.argument("run", type=_in_dir)
+@_run
 @_quiet
 def report(run, quiet):
     "Write RUN/report.html, report.ipynb and report.json."
@@ -257,14 +254,15 @@ def sweep(screens, out, seeds, presets, settings, max_epochs, workers, part, dry
 def score(predicted, real, perturbation_key, control, out, seed):
     "Score generated cells of any model against REAL ones.\n\nBoth are .h5ad files with control cells, log-normalised to 10,000 (the convention of cell-eval)."
     from gpovae.evaluate import METRICS, score
+    from gpovae.data.files import read_screen
     from gpovae.reports import write_json
-    found = score(_read(predicted), _read(real), perturbation_key, control, seed)
+    found = score(read_screen(predicted), read_screen(real), perturbation_key, control, seed)
     write_json(out or "", found)
     for key, value in found.items(): click.echo(f"{METRICS[key]:<45} {'-' if value is None else format(value, '.4f')}")
 
 # %% ../nbs/62_cli.ipynb #c1d0e0a2
 @main.command()
-@click.argument("run", type=_in_dir)
+@_run
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write: .tsv, .csv, .graphml, .cyjs (Cytoscape), .decoupler.csv.  [default: print the table]")
 @click.option("--format", "kind", type=click.Choice(["tsv", "csv", "graphml", "cytoscape", "decoupler"]), help="Format of the file.  [default: what its suffix says]")
 @click.option("--min-probability", default=0.5, type=click.FloatRange(0, 1), help="Leave out less probable edges.")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Source', 'top_guide', 'read_cells', 'source', 'complete', 'write_annotations', 'write_screen', 'open_screen',
-           'unpacked_size']
+           'read_screen', 'unpacked_size']
 
 # %% ../../nbs/10b_data.files.ipynb #247de98f
 import gzip, os, re, shutil, tempfile
@@ -29,6 +29,7 @@ class Source(NamedTuple):
 def _tidy(block) -> sp.csr_matrix:
     "CSR float32 with sorted columns, each stored once, and without stored zeros."
     block = as_csr(block).astype(np.float32)      # a copy
+    if block.nnz and not 0 <= block.indices.min() <= block.indices.max() < block.shape[1]: raise ValueError(f"the matrix of {block.shape[1]} genes has a count of gene number {block.indices.max() + 1}")
     block.eliminate_zeros()
     return block
 
@@ -298,6 +299,14 @@ def open_screen(
     if not (isinstance(X, h5py.Group) and X.attrs.get("encoding-type") == "csr_matrix" and "obs" in f): raise GpovaeError(f"The counts of {str(path)!r} do not lie by cell (CSR) in {layer or 'X'}, so they cannot be left on disk. Copy it first: gpovae prepare {path} prepared.h5ad.")
     X = ad.io.sparse_dataset(X)
     return ad.AnnData(**{"layers": {layer: X}} if layer else dict(X=X), **parts)
+
+def read_screen(
+    path,   # .h5ad
+) -> ad.AnnData:
+    "A screen in memory. Raises `GpovaeError` for what is none."
+    try: return ad.read_h5ad(path)
+    except Exception as e:      # h5py, zarr and anndata each have their own
+        raise GpovaeError(f"{str(path)!r} cannot be read as an AnnData file (.h5ad): {str(e).splitlines()[0] if str(e) else type(e).__name__}.") from e
 
 def unpacked_size(
     path,   # .h5ad

@@ -51,9 +51,17 @@ def build(
     vae = VAE(len(screen.genes), torch.as_tensor(nodes.position.to_numpy().copy()), grn, perturbations, max(len(batches), 1), settings.latent, settings.basal,
               settings.embedding, settings.decoder, settings.latent_effect == "network", screen.size_factor, settings.target_dispersion)
     blocks = np.array_split(np.arange(len(cells)), -(-len(cells) // 1024))
-    vae.start_from(((torch.from_numpy(dense(cells.X[i])), torch.from_numpy(cells.library[i])) for i in blocks), settings.scale_floor)
+    vae.start_from(((torch.from_numpy(_raw(screen, cells, i)), torch.from_numpy(cells.library[i])) for i in blocks), settings.scale_floor)
     if settings.target_dispersion: _start_targets(vae, screen, cells)
     return vae, cells.labels, cells.batches
+
+def _raw(screen, cells, rows):
+    "Counts of some training cells. Raises `GpovaeError` where they were changed after the preparation."
+    x = dense(cells.X[rows]); bad = ~((x >= 0) & (x == np.rint(x)))
+    if bad.any():
+        cell, gene = np.argwhere(bad)[0]
+        raise GpovaeError(f"The value of gene {screen.genes[gene]!r} in cell {screen.adata.obs_names[cells.rows[rows[cell]]]!r} is {x[cell, gene]:g}, which is no count: the counts were changed after they were prepared. Put them back, or run gpovae.prepare(adata) again.")
+    return x
 
 def _own_counts(vae, cells):
     "(cells, targets) counts of the genes that each cell's perturbation targets; 0 where there is none, or it is not measured."
