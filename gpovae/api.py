@@ -15,11 +15,10 @@ from fastcore.basics import patch
 import anndata as ad, numpy as np, pandas as pd, scipy.sparse as sp, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 from . import __version__
 from .data.batches import Cells
 from .data.files import complete, read_screen
-from .data.screen import CONTROL, GpovaeError, Key, Screen, canonical, check_settings, targets
+from .data.screen import CONTROL, Bar, GpovaeError, Key, Screen, canonical, check_settings, targets
 from .data.steps import stale
 from .evaluate import Scores, evaluate as _evaluate
 from .evaluate.baselines import noise_variance
@@ -221,7 +220,7 @@ def sample(self: GPOVAE,
     if n_cells < 1: raise GpovaeError(f"n_cells is {n_cells}; at least one cell of each perturbation is drawn.")
     effects, S = self.predict(perturbations, unseen=unseen), self.vae.size_factor.numpy()
     names, counts, batch, table = [CONTROL, *effects.obs["perturbation"]], [], [], log2_table(self.vae, self.context)
-    for name, effect in zip(tqdm(names, desc="drawing cells", delay=2, disable=not progress), [None, *effects.X]):
+    for name, effect in zip(Bar(names, desc="drawing cells", unit="perturbations", progress=progress), [None, *effects.X]):
         at = [] if name == CONTROL else [self.nodes.index.get_loc(t) for t in targets(name) if t in self.nodes.index]
         x, cell = sample_counts(self.vae, self.context, at, n_cells, effect, zlib.crc32(name.encode()) + seed, table)
         counts.append(sp.csr_matrix(x.numpy())); batch.append(self.context.batch[cell].numpy())
@@ -335,7 +334,7 @@ def iwelbo(self: GPOVAE,
     some = rng.permutation(len(cells))[:most]
     other = dict(zip(some, cells.label[rng.permutation(some)]))
     found = []
-    for part in tqdm(np.array_split(some, -(-len(some) // 100)), desc="likelihood of cells", delay=2, disable=not progress):
+    for part in Bar(np.array_split(some, -(-len(some) // 100)), desc="likelihood of cells", unit="parts", progress=progress):
         b = cells[part]
         labels = {"model": b.label, "called control": torch.full_like(b.label, -1), "labels shuffled": torch.as_tensor([other[i] for i in part]).to(b.label)}
         found.append(pd.DataFrame({k: _iwelbo(vae, b._replace(label=v), _particles(vae, b._replace(label=v), particles, seed)).numpy() for k, v in labels.items()}, index=cells.screen.adata.obs_names[b.row.numpy()]))
@@ -363,7 +362,7 @@ def evaluate(self: GPOVAE,
         tables[name] = other.predict(seen).to_df() if isinstance(other, GPOVAE) else other
     unseen = self.predict(new, unseen="network") if new else None
     scores = _evaluate(self.adata, effects, self.network(min_probability=0), tables, unseen.to_df() if new else None, unseen.obs["evidence"] if new else None,
-                       self.sample(seen, seed=seed, progress=progress) if thorough else None, known, thorough, seed)
+                       self.sample(seen, seed=seed, progress=progress) if thorough else None, known, thorough, seed, progress)
     if thorough: scores.likelihood = self.iwelbo(seed=seed, progress=progress)
     return scores
 

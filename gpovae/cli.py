@@ -48,12 +48,15 @@ _in_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 _in_dir = click.Path(exists=True, file_okay=False, path_type=Path)
 def _is_run(ctx, _, run):
     from gpovae.data.screen import GpovaeError
-    if not (run / "settings.json").exists(): raise GpovaeError(f"{run} is not a gpovae run: it has no settings.json. Train one: gpovae train prepared.h5ad --out {run}")
+    if run and not (run / "settings.json").exists(): raise GpovaeError(f"{run} is not a gpovae run: it has no settings.json. Train one: gpovae train prepared.h5ad --out {run}")
     return run
 _run = click.argument("run", type=_in_dir, callback=_is_run)
 _seed = click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1), show_default=True, help="Decides every random choice.")
 _set = click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the objective that is not to be the preset's, such as particles=5; may be given several times.  [default: none]")
-_quiet = click.option("--quiet", is_flag=True, help="No progress bars and timings.")
+def _hush(ctx, _, quiet):
+    if quiet: warnings.showwarning = lambda *_, **__: None
+    return quiet
+_quiet = click.option("--quiet", is_flag=True, callback=_hush, help="Nothing but results and errors.")
 
 @click.group(cls=_Group, context_settings=dict(show_default=True, help_option_names=["-h", "--help"]))
 @click.version_option(package_name="gpovae")
@@ -95,7 +98,8 @@ def prepare(ctx, raw, prepared, cells, no_doublets, force, quiet, **settings):
     click.echo(f"{prepared}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, {(worked == 'yes').sum()} of {(worked != 'held out').sum()} perturbations worked" + ("" if made else " (nothing to do: it was made from this file with these settings; --force prepares again)"))
 
 @main.command()
-def datasets():
+@_quiet
+def datasets(quiet):
     "List the screens that can be named instead of a file."
     from gpovae.data.datasets import available, data_folder
     for name, d in available().iterrows():
@@ -192,12 +196,23 @@ def evaluate(run, other, known, vae_baselines, quick, seed, quiet):
     click.echo(f"{json.loads(made['json'].read_text())['text']}\n\n{made['html']}")
 
 @main.command()
-@_run
+@click.argument("run", type=_in_dir, callback=_is_run, required=False)
+@click.option("--list", "listed", is_flag=True, help="List the reports and their parameters, and do nothing.")
+@click.option("--name", default="report", help="Which report.")
+@click.option("-p", "--parameter", "values", multiple=True, metavar="NAME=VALUE", help="A parameter of the report; may be given several times.  [default: none]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for NAME.html, NAME.ipynb and NAME.json.  [default: RUN]")
 @_quiet
-def report(run, quiet):
-    "Write RUN/report.html, report.ipynb and report.json."
+def report(run, listed, name, values, out, quiet):
+    "Write a report of RUN, or one that needs no run: RUN/report.html, report.ipynb and report.json."
     from gpovae import reports
-    with _stage("report", quiet): made = reports.run("report", run, progress=not quiet, run=str(run.absolute()))
+    if listed:
+        for n in reports.names():
+            click.echo(f"{n}: {reports.title(n)}")
+            for k, p in reports.parameters(n).iterrows(): click.echo(f"    {k} = {p.default}  {p.help}")
+        return
+    if not (run or out): raise click.UsageError("Name the RUN, or a folder as --out.")
+    given = (dict(run=str(run.absolute())) if run else {}) | reports.read_values(name, values)
+    with _stage(name, quiet): made = reports.run(name, out or run, progress=not quiet, **given)
     click.echo(made["html"])
 
 @main.command()
@@ -239,7 +254,7 @@ def sweep(screens, out, seeds, presets, settings, max_epochs, workers, part, dry
         raise click.exceptions.Exit(130)
     found = found.iloc[part[0] - 1::part[1]]
     done, failed = (found[found["state"] == k] for k in ("done", "failed"))
-    for r in done[done["why"] != ""].itertuples(): click.echo(f"Note: {r.job} is not in the report: {r.why}.", err=True)
+    for r in () if quiet else done[done["why"] != ""].itertuples(): click.echo(f"Note: {r.job} is not in the report: {r.why}.", err=True)
     click.echo(f"{said}: {len(done)} of {len(found)} jobs done" + (f"\n{page}" if page else "; the report follows when all have ended"))
     if len(failed): raise click.ClickException("\n".join([f"{len(failed)} failed; the same command tries again. Each has a log, {out / 'JOB'}.log.", *(f"{r.job}: {r.why}" for r in failed.itertuples())]))
 
@@ -251,12 +266,13 @@ def sweep(screens, out, seeds, presets, settings, max_epochs, workers, part, dry
 @click.option("--control", default="non-targeting", help="Label of control cells, in both files.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="JSON file for the scores.  [default: none]")
 @_seed
-def score(predicted, real, perturbation_key, control, out, seed):
+@_quiet
+def score(predicted, real, perturbation_key, control, out, seed, quiet):
     "Score generated cells of any model against REAL ones.\n\nBoth are .h5ad files with control cells, log-normalised to 10,000 (the convention of cell-eval)."
     from gpovae.evaluate import METRICS, score
     from gpovae.data.files import read_screen
     from gpovae.reports import write_json
-    found = score(read_screen(predicted), read_screen(real), perturbation_key, control, seed)
+    with _stage("score", quiet): found = score(read_screen(predicted), read_screen(real), perturbation_key, control, seed)
     write_json(out or "", found)
     for key, value in found.items(): click.echo(f"{METRICS[key]:<45} {'-' if value is None else format(value, '.4f')}")
 
@@ -267,7 +283,8 @@ def score(predicted, real, perturbation_key, control, out, seed):
 @click.option("--format", "kind", type=click.Choice(["tsv", "csv", "graphml", "cytoscape", "decoupler"]), help="Format of the file.  [default: what its suffix says]")
 @click.option("--min-probability", default=0.5, type=click.FloatRange(0, 1), help="Leave out less probable edges.")
 @click.option("--evidence", is_flag=True, help="Add the measured shift of the target, its standard error and the number of cells.")
-def network(run, out, kind, min_probability, evidence):
+@_quiet
+def network(run, out, kind, min_probability, evidence, quiet):
     "List the edges of the network of RUN, most probable first.\n\nPrints tab-separated values with one header line, or writes a file for another tool."
     from gpovae import GPOVAE
     model = GPOVAE.load(run, data=False)

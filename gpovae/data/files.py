@@ -13,8 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 import anndata as ad, h5py, numpy as np, pandas as pd, scipy.sparse as sp, zarr
-from tqdm.auto import tqdm
-from .screen import CONTROL, GpovaeError, Key, as_csr, block_rows, canonical
+from .screen import CONTROL, Bar, GpovaeError, Key, as_csr, block_rows, canonical
 
 # %% ../../nbs/10b_data.files.ipynb #47761ba6
 class Source(NamedTuple):
@@ -276,7 +275,7 @@ def write_screen(
     "Copy a screen, block by block, into an .h5ad with counts by cell."
     keep = np.ones(len(source.obs), bool) if keep is None else np.asarray(keep)
     at = 0
-    with h5py.File(path, "w") as f, tqdm(total=len(keep), desc=what, unit=" cells", unit_scale=True, disable=not progress) as bar:
+    with h5py.File(path, "w") as f, Bar(total=len(keep), desc=what, unit="cells", unit_scale=True, progress=progress) as bar:
         ad.io.write_elem(f, "X", sp.csr_matrix((0, len(source.var)), dtype=np.float32), dataset_kwargs=dict(indptr_dtype=np.int64, chunks=(2**14,)))
         X = ad.io.sparse_dataset(f["X"])
         for block in source.blocks():
@@ -284,6 +283,7 @@ def write_screen(
             bar.update(block.shape[0])
     write_annotations(path, ad.AnnData(obs=source.obs[keep], var=source.var, obsm={k: v[keep] for k, v in source.obsm.items()}, uns=source.uns))
 
+# %% ../../nbs/10b_data.files.ipynb #32d8b74c
 def open_screen(
     path,   # .h5ad with counts by cell in X, such as `gpovae prepare` writes; or in the layer that the screen was prepared with
 ) -> ad.AnnData:

@@ -9,7 +9,6 @@ __all__ = ['judge_perturbations', 'prepare', 'record_table', 'prepare_file']
 import os, shutil
 from pathlib import Path
 import anndata as ad, pandas as pd
-from tqdm.auto import tqdm
 from . import datasets
 from .files import Source, complete, open_screen, source, write_annotations, write_screen
 from .matching import match_controls, node_shifts
@@ -17,7 +16,7 @@ from .nodes import graph_nodes
 from .perturbations import perturbation_table, read_summary, strong_cells
 from .quality import quality_labels
 from .register import chosen_cells, read_labels, register
-from .screen import GpovaeError, Key, Screen, blocks, check_anndata, check_settings
+from .screen import Bar, GpovaeError, Key, Screen, blocks, check_anndata, check_settings
 from .steps import STEPS, digest, sign, step, storable, versions
 from .split import split_cells
 
@@ -39,7 +38,7 @@ def _summary(s):
 def _steps(work, narrow, s, summary, progress):
     "All steps on an AnnData, with settings `s`; narrow(work, keep) gives it with some of its cells."
     registered = lambda: register(work, s["perturbation_key"], s["control"], s["layer"], s["batch_key"], s["size_factor_exclude"], gene_key=s["gene_key"], guide_key=s["guide_key"])
-    with tqdm(total=2 + len(STEPS) if s["strong"] is not None else 1 + len(STEPS), desc="prepare", disable=not progress) as bar:
+    with Bar(total=2 + len(STEPS) if s["strong"] is not None else 1 + len(STEPS), desc="prepare", unit="steps", progress=progress) as bar:
         def run(name, f, *arguments): bar.set_postfix_str(name); out = f(*arguments); bar.update(); return out
         run("register", registered)
         run("quality", quality_labels, work, s["n_mads"], s["doublets"], s["seed"], progress)

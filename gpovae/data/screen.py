@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['CONTROL', 'SPLITS', 'PERTURBATION_COLUMNS', 'SYMBOL_COLUMNS', 'BLOCK', 'GpovaeError', 'check_settings', 'Key',
-           'find_column', 'canonical', 'targets', 'gene_names', 'block_rows', 'as_csr', 'blocks', 'check_anndata',
-           'Screen', 'dense', 'log_normalised']
+           'find_column', 'canonical', 'targets', 'gene_names', 'Bar', 'block_rows', 'as_csr', 'blocks',
+           'check_anndata', 'Screen', 'dense', 'log_normalised']
 
 # %% ../../nbs/10_data.screen.ipynb #c379b92b
-import hashlib, re
+import hashlib, io, os, re, sys
 from numbers import Integral, Real
+from time import time
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin
 import anndata as ad, numpy as np, pandas as pd, scipy.sparse as sp
 from fastcore.basics import patch
+from tqdm import tqdm
 
 # %% ../../nbs/10_data.screen.ipynb #3aafaa28
 class GpovaeError(ValueError):
@@ -113,6 +115,28 @@ def gene_names(
     column = next((c for c in [None, *var.columns] if _are_ids(index if c is None else var[c].astype(str))), "")      # "" where there are no ids
     ids = [] if column == "" else index if column is None else var[column].astype(str)
     return names, dict(zip(ids, names)) | {i.split(".")[0]: n for i, n in zip(ids, names)}
+
+# %% ../../nbs/10_data.screen.ipynb #fd2a5dff
+class Bar(tqdm):
+    "Progress and the time that is left, once two seconds have gone by; where standard error is a file, a line now and then."
+    def __init__(self, *args, progress: bool = True, **settings):   # progress=False shows nothing; all else as in tqdm
+        file = settings.setdefault("file", sys.stderr)
+        self.live, self.due = file.isatty() or type(file).__module__.startswith("ipykernel") and "GPOVAE_LOG" not in os.environ, 0.0
+        plain = {} if self.live else dict(bar_format="{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}")
+        super().__init__(*args, **dict(delay=2, disable=not progress) | plain | settings)
+
+    def display(self, msg=None, pos=None):
+        if (now := time()) < self.start_t + self.delay: return
+        if self.live: return super().display(msg, pos)
+        if msg == "" or now < self.due: return
+        self.fp.write(f"{str(self).rstrip()}\n"); self.fp.flush()
+        self.due = now + max(10, (now - self.start_t) / 10)
+
+    def close(self):
+        if not self.live and not self.disable:
+            if self.due: self.due = 0.0; self.display()             # the last line, where there was a first
+            self.fp = io.StringIO()                                 # tqdm ends with a carriage return
+        super().close()
 
 # %% ../../nbs/10_data.screen.ipynb #8a34031e
 BLOCK = 2**24   # entries, zeros among them, that are in memory at once

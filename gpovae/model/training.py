@@ -18,9 +18,8 @@ from lightning_fabric.utilities import move_data_to_device
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
 from pytorch_lightning.loggers import CSVLogger
-from tqdm import tqdm
 from ..data.batches import Batch, Cells
-from ..data.screen import GpovaeError, Key, Screen, blocks, dense, targets
+from ..data.screen import Bar, GpovaeError, Key, Screen, blocks, dense, targets
 from .alignment import GRN
 from .direct import fit_network, prior_matrix, read_prior
 from .fused import use_compiled
@@ -171,7 +170,7 @@ class Loop(pl.LightningModule):
 # %% ../../nbs/24_model.training.ipynb #74243233
 class Progress(Callback):
     "One line: epoch, losses, time left."
-    def on_train_start(self, trainer, _): self.bar = tqdm(total=trainer.max_epochs, desc="training", unit="epoch", mininterval=0.5)
+    def on_train_start(self, trainer, _): self.bar = Bar(total=trainer.max_epochs, desc="training", unit="epochs", mininterval=0.5)
     def on_train_epoch_end(self, trainer, loop):
         self.bar.set_postfix({k: f"{loop.history[-1][f'{k}_loss']:.2f}" for k in ("train", "validation")})
         self.bar.update()
