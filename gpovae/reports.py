@@ -71,7 +71,7 @@ class ThisInterpreter(AsyncKernelManager):
     @property
     def kernel_spec(self):
         log = {} if sys.stderr.isatty() else dict(GPOVAE_LOG="1")       # progress of a report arrives where that of its caller does
-        return KernelSpec(**get_kernel_dict(["--log-level=40"]) | dict(env=dict(MPLBACKEND="module://matplotlib_inline.backend_inline") | log))
+        return KernelSpec(**get_kernel_dict(["--log-level=40", "--InlineBackend.figure_formats={'retina'}"]) | dict(env=dict(MPLBACKEND="module://matplotlib_inline.backend_inline") | log))
 
 # %% ../nbs/61_reports.ipynb #1611be46
 def names() -> list[str]:
@@ -140,9 +140,9 @@ _css = """body{font:16px/1.55 system-ui,sans-serif;color:#222;margin:0 auto;max-
 nav{position:sticky;top:1rem;align-self:start;font-size:.9rem}a{color:#0072B2}nav a{display:block;text-decoration:none;padding:.15rem 0}nav label{display:block;margin-top:1rem;color:#555}
 h1{margin-top:0}h2{border-top:1px solid #ddd;padding-top:1.2rem;margin-top:2.2rem}a.anchor-link,.jp-Cell-inputArea:has(.code){display:none}
 .code{display:none}body:has(#show:checked) .jp-Cell-inputArea{display:block}body:has(#show:checked) .code{display:block;color:inherit;background:#f6f6f6;border-left:3px solid #bbb;padding:.6rem;overflow-x:auto;font-size:.8rem}
-img{max-width:100%;height:auto;background:#fff}.csv{margin:.2rem 0 1rem;font-size:.82rem}iframe{background:#fff}h4{margin-bottom:0}table{border:0;border-collapse:collapse;font-size:.82rem;margin:.5rem 0;display:block;overflow-x:auto}th,td{padding:.25rem .55rem;text-align:right;border:0;border-bottom:1px solid #e4e4e4}tbody th,th:first-child,td:first-child{text-align:left}
-footer{grid-column:2;color:#777;font-size:.8rem;margin-top:3rem;border-top:1px solid #ddd}@media(max-width:50rem){body{display:block}nav{position:static}}@media print{nav,.csv,iframe{display:none}body{display:block;max-width:none;padding:0;font-size:11pt}h2,h3,h4{break-after:avoid}img,tr{break-inside:avoid}table{display:table;overflow:visible;font-size:8pt}p{orphans:3;widows:3}}
-:root{color-scheme:light dark}@media screen and (prefers-color-scheme:dark){body{background:#17191c;color:#e4e4e4}a{color:#7cc0ee}nav label,footer{color:#a6abb1}h2,footer,th,td{border-color:#3a3f45}body:has(#show:checked) .code{background:#202429}img{padding:.5rem;box-sizing:border-box;border-radius:4px}}"""
+img{max-width:100%;height:auto;background:#fff}.csv{margin:.2rem 0 1rem;font-size:.82rem}h4{margin-bottom:0}table{border:0;border-collapse:collapse;font-size:.82rem;margin:.5rem 0;display:block;overflow-x:auto}th,td{padding:.25rem .55rem;text-align:right;border:0;border-bottom:1px solid #e4e4e4}tbody th,th:first-child,td:first-child{text-align:left}
+footer{grid-column:2;color:#777;font-size:.8rem;margin-top:3rem;border-top:1px solid #ddd}@media(max-width:50rem){body{display:block}nav{position:static}}@media print{nav,.csv,iframe{display:none}body{display:block;max-width:none;padding:0;font-size:11pt}h2,h3,h4{break-after:avoid}img,tr{break-inside:avoid}table{display:table;overflow:visible;font-size:7pt}th,td{padding:.1rem .25rem}p{orphans:3;widows:3}}
+@media screen{:root{color-scheme:light dark}}@media screen and (prefers-color-scheme:dark){body{background:#17191c;color:#e4e4e4}a{color:#7cc0ee}nav label,footer{color:#a6abb1}h2,footer,th,td{border-color:#3a3f45}body:has(#show:checked) .code{background:#202429}img{padding:.5rem;box-sizing:border-box;border-radius:4px}}"""
 
 # %% ../nbs/61_reports.ipynb #9a3f6d2c
 def page(
