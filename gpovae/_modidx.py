@@ -928,6 +928,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'gpovae.reports': { 'gpovae.reports.ThisInterpreter': ('reports.html#thisinterpreter', 'gpovae/reports.py'),
                                 'gpovae.reports.ThisInterpreter.kernel_spec': ( 'reports.html#thisinterpreter.kernel_spec',
                                                                                 'gpovae/reports.py'),
+                                'gpovae.reports._Sharp': ('reports.html#_sharp', 'gpovae/reports.py'),
                                 'gpovae.reports._wrong': ('reports.html#_wrong', 'gpovae/reports.py'),
                                 'gpovae.reports.check_parameters': ('reports.html#check_parameters', 'gpovae/reports.py'),
                                 'gpovae.reports.names': ('reports.html#names', 'gpovae/reports.py'),

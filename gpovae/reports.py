@@ -68,10 +68,15 @@ def table(
 # %% ../nbs/61_reports.ipynb #ee365a57
 class ThisInterpreter(AsyncKernelManager):
     "Starts kernels of the running Python, whatever kernels are registered; figures go into the notebook."
+    options = ["--log-level=40"]
     @property
     def kernel_spec(self):
         log = {} if sys.stderr.isatty() else dict(GPOVAE_LOG="1")       # progress of a report arrives where that of its caller does
-        return KernelSpec(**get_kernel_dict(["--log-level=40", "--InlineBackend.figure_formats={'retina'}"]) | dict(env=dict(MPLBACKEND="module://matplotlib_inline.backend_inline") | log))
+        return KernelSpec(**get_kernel_dict(self.options) | dict(env=dict(MPLBACKEND="module://matplotlib_inline.backend_inline") | log))
+
+class _Sharp(ThisInterpreter):
+    "Figures with twice the pixels, which paper needs."
+    options = ThisInterpreter.options + ["--InlineBackend.figure_formats={'retina'}"]
 
 # %% ../nbs/61_reports.ipynb #1611be46
 def names() -> list[str]:
@@ -180,7 +185,7 @@ def run(
     with complete(out) as tmp:
         paths = {kind: tmp / f"{source.stem}.{kind}" for kind in ("ipynb", "html", "json")}
         if "sidecar" in known.index: values["sidecar"] = str(paths["json"])
-        try: papermill.execute_notebook(str(source), str(paths["ipynb"]), values, engine_name="gpovae", kernel_name="python3", kernel_manager_class=ThisInterpreter,
+        try: papermill.execute_notebook(str(source), str(paths["ipynb"]), values, engine_name="gpovae", kernel_name="python3", kernel_manager_class=_Sharp,
                                              progress_bar=False, log_output=False, stderr_file=sys.stderr if progress else None)
         except papermill.PapermillExecutionError as e:
             if e.ename == "GpovaeError": raise GpovaeError(e.evalue) from None

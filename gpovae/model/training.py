@@ -50,7 +50,7 @@ def build(
     vae = VAE(len(screen.genes), torch.as_tensor(nodes.position.to_numpy().copy()), grn, perturbations, max(len(batches), 1), settings.latent, settings.basal,
               settings.embedding, settings.decoder, settings.latent_effect == "network", screen.size_factor, settings.target_dispersion)
     blocks = np.array_split(np.arange(len(cells)), -(-len(cells) // 1024))
-    vae.start_from(((torch.from_numpy(_raw(screen, cells, i)), torch.from_numpy(cells.library[i])) for i in blocks), settings.scale_floor)
+    vae.start_from(((torch.from_numpy(_raw(screen, cells, i)), torch.from_numpy(cells.library[i])) for i in Bar(blocks, desc="reading counts", unit="blocks", leave=False, progress=progress)), settings.scale_floor)
     if settings.target_dispersion: _start_targets(vae, screen, cells)
     return vae, cells.labels, cells.batches
 
