@@ -277,7 +277,7 @@ def cut(self: GPOVAE,
     edges: list[tuple[str, str]],  # (source, target)
 ) -> GPOVAE:
     "The model without some edges of its network; the model itself is left as it is."
-    check_settings(locals(), GPOVAE.cut.__annotations__)
+    if any(not isinstance(e, (tuple, list)) or len(e) != 2 for e in edges): raise GpovaeError(f"cut takes a list of pairs, such as [('GATA1', 'HBE1')], and got {edges!r:.60}.")
     other = copy.copy(self)
     other.vae = cut_edges(self._trained(), self.nodes, edges)
     return other

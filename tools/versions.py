@@ -42,7 +42,7 @@ def check(which, wheel, folder):
     print(which, flush=True); folder.mkdir()
     (folder / "pins.txt").write_text("\n".join(pins(which)) + "\n")
     python = folder / "venv/bin/python"
-    if not run("environment", [sys.executable, "-m", "venv", folder / "venv"], folder) or not run("installation", [python, "-m", "pip", "install", "-q", "-c", "pins.txt", wheel, "pytest", "openpyxl"], folder): return False
+    if not run("environment", [sys.executable, "-m", "venv", folder / "venv"], folder) or not run("installation", [python, "-m", "pip", "install", "-c", "pins.txt", f"{wheel}[excel]", "pytest", "pytest-xdist"], folder): return False
     listed = subprocess.run([str(python), "-m", "pip", "list", "--format", "freeze"], capture_output=True, text=True).stdout.split()
     print("  " + " ".join(l for l in listed if l.partition("==")[0].lower() in {r.name.lower() for r in requirements()}), flush=True)
     return all([run("installed", [python, "-c", f"import gpovae; assert gpovae.__file__.startswith({str(folder)!r}), gpovae.__file__"], folder),

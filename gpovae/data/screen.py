@@ -37,7 +37,7 @@ def _fits(value, kind) -> bool:
     if get_origin(kind) is Literal: return isinstance(value, str) and value in get_args(kind)
     if get_origin(kind) is tuple: return isinstance(value, (tuple, list)) and len(value) == len(get_args(kind)) and all(map(_fits, value, get_args(kind)))
     if get_origin(kind) is list: return isinstance(value, (list, tuple, set, np.ndarray, pd.Series, pd.Index)) and all(_fits(v, get_args(kind)[0]) for v in value)
-    if kind in (int, float): return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool) and bool(np.isfinite(float(value)))
+    if kind in (int, float): return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool) and abs(value) < np.inf
     return isinstance(value, (bool, np.bool_) if kind is bool else get_origin(kind) or kind)
 
 def check_settings(
@@ -121,7 +121,7 @@ class Bar(tqdm):
     "Progress and the time that is left, once two seconds have gone by; where standard error is a file, a line now and then."
     def __init__(self, *args, progress: bool = True, **settings):   # progress=False shows nothing; all else as in tqdm
         file = settings.setdefault("file", sys.stderr)
-        self.live, self.due = file.isatty() or type(file).__module__.startswith("ipykernel") and "GPOVAE_LOG" not in os.environ, 0.0
+        self.live, self.due = getattr(file, "isatty", bool)() or type(file).__module__.startswith("ipykernel") and "GPOVAE_LOG" not in os.environ, 0.0
         plain = {} if self.live else dict(bar_format="{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}")
         super().__init__(*args, **dict(delay=2, disable=not progress) | plain | settings)
 
