@@ -2,10 +2,11 @@
 # make test   set up, then everything that is not marked slow
 # make bench  the slow measurements; writes benchmarks/*.json
 # make book   re-execute every chapter, store what it prints and draws, derive README.md from nbs/index.ipynb
+# make versions   the quickstart and quick tests with the oldest and the newest versions that settings.ini allows, from the wheel
 # make docs   the book as a site with search and a reference: docs/_build/html/index.html
 BIN := .venv/bin
 
-.PHONY: demo test bench book docs
+.PHONY: demo test bench book docs versions
 demo: .venv/.done
 	$(BIN)/gpovae demo
 
@@ -21,6 +22,9 @@ bench: .venv/.done
 book: .venv/.done
 	$(BIN)/python tools/book.py execute
 	$(BIN)/python tools/book.py readme
+
+versions: .venv/.done
+	$(BIN)/python tools/versions.py
 
 docs: .venv/.docs
 	$(BIN)/python tools/docs.py

@@ -23,6 +23,6 @@ setup(
     package_dir={"gpovae.notebooks": "nbs/reports"},
     package_data={"gpovae.notebooks": ["*.ipynb"], "gpovae": ["static/*"]},
     install_requires=s["requirements"].split(),
-    extras_require={"dev": s["dev_requirements"].split(), "docs": s["docs_requirements"].split()},
+    extras_require={k.removesuffix("_requirements"): s[k].split() for k in s if k.endswith("_requirements")},
     entry_points={"console_scripts": s["console_scripts"].split()},
 )

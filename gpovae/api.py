@@ -6,19 +6,19 @@
 __all__ = ['FORMAT', 'WEIGHTS', 'HISTORY', 'MIGRATIONS', 'GPOVAE', 'nearest', 'run_settings']
 
 # %% ../nbs/60_api.ipynb #efce37e9
-import copy, difflib, hashlib, json, platform, tempfile, warnings, zlib
+import copy, difflib, hashlib, json, platform, warnings, zlib
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 from fastcore.basics import patch
 import anndata as ad, numpy as np, pandas as pd, scipy.sparse as sp, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 from . import __version__
 from .data.batches import Cells
-from .data.files import complete
-from .data.screen import CONTROL, GpovaeError, Key, Screen, canonical, targets
+from .data.files import complete, read_screen
+from .data.screen import CONTROL, Bar, GpovaeError, Key, Screen, canonical, check_settings, targets
 from .data.steps import digest, stale
 from .evaluate import Scores, evaluate as _evaluate
 from .evaluate.baselines import noise_variance
@@ -54,8 +54,12 @@ class GPOVAE:
     def setup_anndata(adata: ad.AnnData) -> None:
         "Check that a screen was prepared (`gpovae.prepare`); raises `GpovaeError` naming the step that is missing."
         screen = Screen(adata)
-        screen.labels, screen.library_size, screen.fail, screen.split, screen.nodes
-        if Key.shifts not in adata.uns: raise GpovaeError("The table of shifts is missing. Run gpovae.prepare(adata).")
+        usable, nodes, shifts = (screen.split == "train") & ~screen.fail, screen.nodes, adata.uns.get(Key.shifts)
+        if shifts is None: raise GpovaeError("The table of shifts is missing. Run gpovae.prepare(adata).")
+        if lacking := sorted(set(screen.targets) - set(nodes.index)): raise GpovaeError(f"The perturbed gene {lacking[0]!r} is no node of the graph. Run gpovae.prepare(adata) again.")
+        if any(np.shape(shifts.get(k)) != (len(shifts["perturbation"]), len(nodes)) for k in ("mean", "se")): raise GpovaeError("The table of shifts does not fit the nodes of the graph. Run gpovae.prepare(adata) again.")
+        if not (usable & screen.is_control).any() or not (usable & ~screen.is_control).any(): raise GpovaeError("No control cell, or no perturbed cell, of the train split passes quality control. Run gpovae.prepare(adata) again, perhaps with a larger n_mads.")
+        if (none := ~(screen.library_size > 0)).any(): raise GpovaeError(f"The library size of cell {adata.obs_names[none][0]!r} is {screen.library_size[none][0]:g}. Run gpovae.prepare(adata) again.")
         if old := stale(adata): warnings.warn(f"What was computed in {', '.join(old)} no longer fits the screen: something it was computed from has been changed since. Run gpovae.prepare(adata) again.", stacklevel=2)
 
     def _trained(self) -> VAE:
@@ -82,9 +86,9 @@ def _cells(screen: Screen) -> str:
 @patch
 def _known(self: GPOVAE, screen: Screen, prior, strength: float) -> dict | None:
     "Prior edges between nodes of the screen, as a run stores them."
+    if strength < 0: raise GpovaeError(f"prior_strength={strength} must not be negative: it is a number of confirmed edges.")
     if prior is None: return None
     if self.settings.accumulation != "effects": raise GpovaeError("Prior edges need signed effects, which preset='corrected' has.")
-    if strength < 0: raise GpovaeError(f"prior_strength={strength} must not be negative: it is a number of confirmed edges.")
     listed = read_prior(prior if isinstance(prior, pd.DataFrame) else read_network(prior, screen_names(screen.adata)))
     inside = listed[listed.index.get_level_values(0).isin(screen.nodes.index) & listed.index.get_level_values(1).isin(screen.nodes.index)]
     if not len(inside): raise GpovaeError(f"None of the {len(listed)} prior edges is between two nodes of this screen (first nodes: {', '.join(screen.nodes.index[:3])}; first regulators: {', '.join(listed.index.get_level_values(0)[:3])}). Are both gene symbols of one species?")
@@ -101,13 +105,14 @@ def train(self: GPOVAE,
     directory: str | Path | None = None,   # for the state of the training: after an interruption of any kind the same call goes on from it; None keeps none
     max_time: str | float | None = None,   # ends training after it, with the best weights so far: seconds, "30m", "2h", "01:30:00"
     precision: str = "auto",         # "bf16" for matrix products where the GPU has it, or "32"
-    compile: bool | str = "auto",    # the likelihood, which takes half a minute first; "auto" does on GPUs
+    compile: bool | Literal["auto"] = "auto",   # the likelihood, which takes half a minute first; "auto" does on GPUs
     devices: int | None = None,      # processes; several only from a shell: gpovae train --devices 2
     strategy: str = "auto",
     prior: pd.DataFrame | str | Path | None = None,  # known edges (source, target, sign), or a file of any list that `read_network` reads
     prior_strength: float = 0.0,     # how many confirmed edges the list is worth before the screen is looked at; how far it is to be believed is then learnt
 ) -> pd.DataFrame:  # history, one row per epoch
     "Train from scratch with early stopping; the weights of the best epoch are kept, after Ctrl-C (which raises as ever) those of the best so far."
+    check_settings(locals(), GPOVAE.train.__annotations__)
     screen, among = Screen(self._data()), group(devices, strategy)
     known = self._known(screen, prior, prior_strength)
     vae, labels, batches = build(screen, self.settings, seed, progress and among.rank == 0, known and _listed(known), prior_strength)
@@ -184,6 +189,7 @@ def predict(self: GPOVAE,
     prior: pd.DataFrame | None = None,   # known edges, for unseen targets: source, target, sign (1, -1; 0 unknown); believed as far as trained perturbations confirm them
 ) -> ad.AnnData:  # perturbations x genes
     "Average treatment effects in log2 units (`X`); `layers['mean']` mean log2 expression under perturbation, `layers['spread']` posterior standard deviation (of the decoder's part; where a target was not trained also between perturbations), `layers['anchor']` the part of the effect that was read from the training cells and not from the decoder; obs `evidence`: trained, network, prior or none."
+    check_settings(locals(), GPOVAE.predict.__annotations__)
     vae, known = self._trained(), set(self.nodes.index[self.nodes.perturbed])
     wanted = self.labels if perturbations is None else [perturbations] if isinstance(perturbations, str) else list(perturbations)
     names = self._wanted(wanted, unseen, prior, known)
@@ -210,10 +216,11 @@ def sample(self: GPOVAE,
     progress: bool = False,
 ) -> ad.AnnData:  # cells x genes, raw counts; obs `perturbation`
     "Cells drawn from the model: control cells first, then `n_cells` of every perturbation."
+    check_settings(locals(), GPOVAE.sample.__annotations__)
     if n_cells < 1: raise GpovaeError(f"n_cells is {n_cells}; at least one cell of each perturbation is drawn.")
     effects, S = self.predict(perturbations, unseen=unseen), self.vae.size_factor.numpy()
     names, counts, batch, table = [CONTROL, *effects.obs["perturbation"]], [], [], log2_table(self.vae, self.context)
-    for name, effect in zip(tqdm(names, desc="drawing cells", delay=2, disable=not progress), [None, *effects.X]):
+    for name, effect in zip(Bar(names, desc="drawing cells", unit="perturbations", progress=progress), [None, *effects.X]):
         at = [] if name == CONTROL else [self.nodes.index.get_loc(t) for t in targets(name) if t in self.nodes.index]
         x, cell = sample_counts(self.vae, self.context, at, n_cells, effect, zlib.crc32(name.encode()) + seed, table)
         counts.append(sp.csr_matrix(x.numpy())); batch.append(self.context.batch[cell].numpy())
@@ -234,12 +241,15 @@ def network(self: GPOVAE,
     progress: bool = False,
 ) -> pd.DataFrame:
     "Edges: source, target, weight, probability, sign; most probable first."
+    check_settings(locals(), GPOVAE.network.__annotations__)
+    if not 0 <= min_probability <= 1: raise GpovaeError(f"min_probability={min_probability} is not possible: it needs a number from 0 to 1.")
+    if refits < 0: raise GpovaeError(f"refits={refits} is not possible: it needs a whole number from 0 up.")
     vae = self._trained()
     edges = edge_table(vae.grn, self.nodes, min_probability, regulators)
     if refits:
         if not vae.grn.signed: raise GpovaeError("The published network is not fitted to the table of shifts, so it cannot be fitted again. Use preset='corrected'.")
         at, known = {g: i for i, g in enumerate(self.nodes.index)}, self.prior and prior_matrix(read_prior(_listed(self.prior)), self.nodes.index)
-        share = stability(*shift_rows(vae), refits, self.seed, progress, prior=known, strength=self.prior["strength"] if self.prior else 0.0)
+        share = stability(*shift_rows(vae), refits, self.seed, progress, prior=known, strength=self.prior["strength"] if self.prior else 0.0, regulators=self.settings.regulators)
         edges = edges.assign(stability=share[edges.source.map(at), edges.target.map(at)])
     return with_evidence(edges, vae.perturbations, self.labels, self.nodes, vae.grn) if evidence else edges
 
@@ -251,6 +261,7 @@ def explain(self: GPOVAE,
     n_paths: int | None = 10,   # how many paths are named; None names all, which only small networks allow
 ) -> pd.DataFrame | Explanation:
     "The network's effect of a perturbation, taken apart: by length, path and mediator for one target; for all of them by direct and indirect, with the share of all effects that each one mediates."
+    check_settings(locals(), GPOVAE.explain.__annotations__)
     vae, name = self._trained(), canonical(source)
     if untold := [g for g in targets(name) if g in self.nodes.index and not self.nodes.perturbed[g]]: raise GpovaeError(f"{untold[0]!r} was never perturbed in training cells, so its edges are not known.")
     why, P = _explain(vae.grn, vae.perturbations.kappa, self.nodes, source, target, n_paths), vae.perturbations
@@ -266,6 +277,7 @@ def cut(self: GPOVAE,
     edges: list[tuple[str, str]],  # (source, target)
 ) -> GPOVAE:
     "The model without some edges of its network; the model itself is left as it is."
+    if any(not isinstance(e, (tuple, list)) or len(e) != 2 for e in edges): raise GpovaeError(f"cut takes a list of pairs, such as [('GATA1', 'HBE1')], and got {edges!r:.60}.")
     other = copy.copy(self)
     other.vae = cut_edges(self._trained(), self.nodes, edges)
     return other
@@ -314,13 +326,15 @@ def iwelbo(self: GPOVAE,
     progress: bool = False,
 ) -> pd.DataFrame:        # cells x (model, called control, labels shuffled), nats
     "Importance-weighted bound of held-out cells, under their perturbation, under none, and under that of another cell."
+    check_settings(locals(), GPOVAE.iwelbo.__annotations__)
+    if min(particles, most) < 1: raise GpovaeError(f"particles={particles} and most={most} are not possible: both need a whole number from 1 up.")
     vae, screen, rng = self._trained(), Screen(self._data()), np.random.default_rng(seed)
     known = np.isin(screen.labels, [*self.labels, CONTROL])
     cells = Cells(Screen(self.adata[known]), split, self.labels, self.batches)
     some = rng.permutation(len(cells))[:most]
     other = dict(zip(some, cells.label[rng.permutation(some)]))
     found = []
-    for part in tqdm(np.array_split(some, -(-len(some) // 100)), desc="likelihood of cells", delay=2, disable=not progress):
+    for part in Bar(np.array_split(some, -(-len(some) // 100)), desc="likelihood of cells", unit="parts", progress=progress):
         b = cells[part]
         labels = {"model": b.label, "called control": torch.full_like(b.label, -1), "labels shuffled": torch.as_tensor([other[i] for i in part]).to(b.label)}
         found.append(pd.DataFrame({k: _iwelbo(vae, b._replace(label=v), _particles(vae, b._replace(label=v), particles, seed)).numpy() for k, v in labels.items()}, index=cells.screen.adata.obs_names[b.row.numpy()]))
@@ -336,6 +350,7 @@ def evaluate(self: GPOVAE,
     progress: bool = False,
 ) -> Scores:
     "Scores of the predictions and of the network on test cells. Perturbations held out of training are predicted from the network and scored apart."
+    check_settings(locals(), GPOVAE.evaluate.__annotations__)
     screen = Screen(self._data()); self._trained()
     if _cells(screen) != self.cells: raise GpovaeError("These are not the cells and the split that the model was trained on, so its training cells may be among the test cells. Load it with the screen it was trained on, or score it with gpovae.evaluate.score.")
     tested = sorted(set(screen.labels[screen.rows("test", fail=False)]) - {CONTROL})
@@ -347,7 +362,7 @@ def evaluate(self: GPOVAE,
         tables[name] = other.predict(seen).to_df() if isinstance(other, GPOVAE) else other
     unseen = self.predict(new, unseen="network") if new else None
     scores = _evaluate(self.adata, effects, self.network(min_probability=0), tables, unseen.to_df() if new else None, unseen.obs["evidence"] if new else None,
-                       self.sample(seen, seed=seed, progress=progress) if thorough else None, known, thorough, seed)
+                       self.sample(seen, seed=seed, progress=progress) if thorough else None, known, thorough, seed, progress)
     if thorough: scores.likelihood = self.iwelbo(seed=seed, progress=progress)
     return scores
 
@@ -360,7 +375,8 @@ def save(self: GPOVAE,
     data: str | Path | None = None,  # where the prepared screen lies, so that `load` can find it
 ) -> Path:
     "Write the model to a folder; every file appears whole or not at all."
-    vae, path = self._trained(), Path(path)
+    check_settings(locals(), GPOVAE.save.__annotations__)
+    vae = self._trained()
     if self._removed(): raise GpovaeError(f"A model without {self._removed()} cannot be saved. Save the whole model, and cut again after loading it.")
     tensors = {k: v.contiguous() for k, v in vae.state_dict().items()} | {f"context.{k}": v.contiguous() for k, v in self.context._asdict().items()} | {f"anchor.{i}": torch.from_numpy(v) for i, v in enumerate(self.anchor)}
     with complete(path, "the run") as tmp:
@@ -413,6 +429,7 @@ def load(cls: GPOVAE,
     data: bool = True,                 # False leaves the recorded screen unread: network and predictions need none
 ) -> "GPOVAE":
     "Read a model back. Raises `GpovaeError` for a folder that is no run, was altered, or does not fit the screen."
+    check_settings(dict(path=path, adata=adata, data=data), GPOVAE.load.__annotations__)
     path, s = Path(path), run_settings(path)
     for name, known in s["files"].items():
         if not (path / name).is_file(): raise GpovaeError(f"{path} has no {name}, which belongs to a run. Copy the whole folder, or train again.")
@@ -435,14 +452,14 @@ def _fill(self: GPOVAE, s: dict, path: Path):
     self.data, self.ended, self.prior = s["data"], s.get("ended"), s.get("prior")
     names = pd.Index(s["nodes"]["names"], name="node")
     self.nodes = pd.DataFrame(dict(perturbed=s["nodes"]["perturbed"], position=pd.Index(self.genes).get_indexer(names)), index=names)
-    self.vae = _empty(self, tensors)
-    self.vae.load_state_dict(tensors)
+    try: self.vae = _empty(self, tensors); self.vae.load_state_dict(tensors)
+    except (RuntimeError, LookupError, TypeError, ValueError): raise GpovaeError(f"The weights in {path} do not fit its settings.json: the run was altered. Train again, or restore the file.") from None
     self.vae.eval().requires_grad_(False)
 
 def _recorded(data: str | None):
     if not data or not Path(data).exists(): return None
-    try: return ad.read_h5ad(data)
-    except Exception as e: raise GpovaeError(f"{data!r}, the screen that this run was trained on, cannot be read ({str(e).splitlines()[0]}). Restore it, or leave it unread: GPOVAE.load(run, data=False).") from e      # h5py and anndata each have their own
+    try: return read_screen(data)
+    except GpovaeError as e: raise GpovaeError(f"The screen that this run was trained on cannot be read: {e} Restore it, or leave it unread: GPOVAE.load(run, data=False).") from e
 
 def _fitting(adata, genes):
     "The screen with the model's genes in the model's order."

@@ -33,22 +33,14 @@ class _Group(click.Group):
             refusal.exit_code = 2
             raise refusal from None
 
-def _read(path):
-    "An AnnData from a file. Raises `GpovaeError` where it is none."
-    import anndata as ad
-    from gpovae.data.screen import GpovaeError
-    try: return ad.read_h5ad(path)
-    except Exception as e:      # h5py, zarr and anndata each have their own
-        raise GpovaeError(f"{str(path)!r} cannot be read as an AnnData file (.h5ad): {str(e).splitlines()[0]}.") from e
-
 def _open(path, on_disk, settings, quiet):
     "The prepared screen. Its counts stay on disk where `on_disk` says so; None leaves them there if they would take more than half of the available memory."
     import psutil
-    from gpovae.data.files import open_screen, unpacked_size
+    from gpovae.data.files import open_screen, read_screen, unpacked_size
     need, there = unpacked_size(path), psutil.virtual_memory().available
     if on_disk is None: on_disk = need > there / 2 and settings.partner != "median" and settings.shift != "cell"     # which need all cells at hand
     if not quiet: click.echo(f"{'Counts stay on disk' if on_disk else 'Counts are read into memory'}: they would take {need / 2**30:.2g} of the {there / 2**30:.2g} GiB available.", err=True)
-    return open_screen(path) if on_disk else _read(path)
+    return open_screen(path) if on_disk else read_screen(path)
 
 @contextmanager
 def _stage(what, quiet):
@@ -61,9 +53,17 @@ def _stage(what, quiet):
 # %% ../nbs/62_cli.ipynb #8c59ea11
 _in_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 _in_dir = click.Path(exists=True, file_okay=False, path_type=Path)
-_seed = click.option("--seed", default=0, show_default=True, help="Decides every random choice.")
+def _is_run(ctx, _, run):
+    from gpovae.data.screen import GpovaeError
+    if run and not (run / "settings.json").exists(): raise GpovaeError(f"{run} is not a gpovae run: it has no settings.json. Train one: gpovae train prepared.h5ad --out {run}")
+    return run
+_run = click.argument("run", type=_in_dir, callback=_is_run)
+_seed = click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1), show_default=True, help="Decides every random choice.")
 _set = click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the objective that is not to be the preset's, such as particles=5; may be given several times.  [default: none]")
-_quiet = click.option("--quiet", is_flag=True, help="No progress bars and timings.")
+def _hush(ctx, _, quiet):
+    if quiet: warnings.showwarning = lambda *_, **__: None
+    return quiet
+_quiet = click.option("--quiet", is_flag=True, callback=_hush, help="Nothing but results and errors.")
 
 @click.group(cls=_Group, context_settings=dict(show_default=True, help_option_names=["-h", "--help"]))
 @click.version_option(package_name="gpovae")
@@ -105,7 +105,8 @@ def prepare(ctx, raw, prepared, cells, no_doublets, force, quiet, **settings):
     click.echo(f"{prepared}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, {(worked == 'yes').sum()} of {(worked != 'held out').sum()} perturbations worked" + ("" if made else " (nothing to do: it was made from this file with these settings; --force prepares again)"))
 
 @main.command()
-def datasets():
+@_quiet
+def datasets(quiet):
     "List the screens that can be named instead of a file."
     from gpovae.data.datasets import available, data_folder
     for name, d in available().iterrows():
@@ -193,7 +194,7 @@ def _worker():
 
 # %% ../nbs/62_cli.ipynb #87a9962d
 @main.command()
-@click.argument("run", type=_in_dir)
+@_run
 @click.option("--other", multiple=True, type=_in_dir, help="Folder of another run on the same screen, to stand in the same tables; may be given several times.  [default: none]")
 @click.option("--known", multiple=True, type=_in_file, help="Known edges or complexes (TRRUST, CollecTRI, DoRothEA, RegNetwork, CORUM, STRING, BioGRID, GMT, or a plain table); may be given several times.  [default: none]")
 @click.option("--vae-baselines", is_flag=True, help="Train the same VAE without alignment, and without the artifact term, as further baselines.")
@@ -208,12 +209,23 @@ def evaluate(run, other, known, vae_baselines, quick, seed, quiet):
     click.echo(f"{json.loads(made['json'].read_text())['text']}\n\n{made['html']}")
 
 @main.command()
-@click.argument("run", type=_in_dir)
+@click.argument("run", type=_in_dir, callback=_is_run, required=False)
+@click.option("--list", "listed", is_flag=True, help="List the reports and their parameters, and do nothing.")
+@click.option("--name", default="report", help="Which report.")
+@click.option("-p", "--parameter", "values", multiple=True, metavar="NAME=VALUE", help="A parameter of the report; may be given several times.  [default: none]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for NAME.html, NAME.ipynb and NAME.json.  [default: RUN]")
 @_quiet
-def report(run, quiet):
-    "Write RUN/report.html, report.ipynb and report.json."
+def report(run, listed, name, values, out, quiet):
+    "Write a report of RUN, or one that needs no run: RUN/report.html, report.ipynb and report.json."
     from gpovae import reports
-    with _stage("report", quiet): made = reports.run("report", run, progress=not quiet, run=str(run.absolute()))
+    if listed:
+        for n in reports.names():
+            click.echo(f"{n}: {reports.title(n)}")
+            for k, p in reports.parameters(n).iterrows(): click.echo(f"    {k} = {p.default}  {p.help}")
+        return
+    if not (run or out): raise click.UsageError("Name the RUN, or a folder as --out.")
+    given = (dict(run=str(run.absolute())) if run else {}) | reports.read_values(name, values)
+    with _stage(name, quiet): made = reports.run(name, out or run, progress=not quiet, **given)
     click.echo(made["html"])
 
 @main.command()
@@ -254,7 +266,7 @@ def sweep(screens, out, seeds, presets, settings, max_epochs, workers, part, dry
         raise click.exceptions.Exit(130)
     found = found.iloc[part[0] - 1::part[1]]
     done, failed = (found[found["state"] == k] for k in ("done", "failed"))
-    for r in done[done["why"] != ""].itertuples(): click.echo(f"Note: {r.job} is not in the report: {r.why}.", err=True)
+    for r in () if quiet else done[done["why"] != ""].itertuples(): click.echo(f"Note: {r.job} is not in the report: {r.why}.", err=True)
     click.echo(f"{said}: {len(done)} of {len(found)} jobs done" + (f"\n{page}" if page else "; the report follows when all have ended"))
     if len(failed): raise click.ClickException("\n".join([f"{len(failed)} failed; the same command tries again. Each has a log, {out / 'JOB'}.log.", *(f"{r.job}: {r.why}" for r in failed.itertuples())]))
 
@@ -266,22 +278,25 @@ def sweep(screens, out, seeds, presets, settings, max_epochs, workers, part, dry
 @click.option("--control", default="non-targeting", help="Label of control cells, in both files.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="JSON file for the scores.  [default: none]")
 @_seed
-def score(predicted, real, perturbation_key, control, out, seed):
+@_quiet
+def score(predicted, real, perturbation_key, control, out, seed, quiet):
     "Score generated cells of any model against REAL ones.\n\nBoth are .h5ad files with control cells, log-normalised to 10,000 (the convention of cell-eval)."
     from gpovae.evaluate import METRICS, score
+    from gpovae.data.files import read_screen
     from gpovae.reports import write_json
-    found = score(_read(predicted), _read(real), perturbation_key, control, seed)
+    with _stage("score", quiet): found = score(read_screen(predicted), read_screen(real), perturbation_key, control, seed)
     write_json(out or "", found)
     for key, value in found.items(): click.echo(f"{METRICS[key]:<45} {'-' if value is None else format(value, '.4f')}")
 
 # %% ../nbs/62_cli.ipynb #c1d0e0a2
 @main.command()
-@click.argument("run", type=_in_dir)
+@_run
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write: .tsv, .csv, .graphml, .cyjs (Cytoscape), .decoupler.csv.  [default: print the table]")
 @click.option("--format", "kind", type=click.Choice(["tsv", "csv", "graphml", "cytoscape", "decoupler"]), help="Format of the file.  [default: what its suffix says]")
 @click.option("--min-probability", default=0.5, type=click.FloatRange(0, 1), help="Leave out less probable edges.")
 @click.option("--evidence", is_flag=True, help="Add the measured shift of the target, its standard error and the number of cells.")
-def network(run, out, kind, min_probability, evidence):
+@_quiet
+def network(run, out, kind, min_probability, evidence, quiet):
     "List the edges of the network of RUN, most probable first.\n\nPrints tab-separated values with one header line, or writes a file for another tool."
     from gpovae import GPOVAE
     model = GPOVAE.load(run, data=False)

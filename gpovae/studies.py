@@ -13,9 +13,8 @@ from dataclasses import asdict
 import anndata as ad, numpy as np, pandas as pd, scipy.sparse as sp
 from joblib import Parallel, delayed, parallel_config
 from scipy import stats
-from tqdm import tqdm
 from .api import GPOVAE
-from .data.screen import GpovaeError, Key, Screen
+from .data.screen import Bar, GpovaeError, Key, Screen
 from .evaluate.baselines import baselines
 from .evaluate.rivals import inverse_effects, mean_difference
 from .evaluate.truth import truth_scores
@@ -112,7 +111,7 @@ def work(
 ):  # results, in the order in which they are ready
     "Do the jobs, with a bar that says how long it will take."
     with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1): pool = Parallel(return_as="generator_unordered", batch_size=1)
-    yield from tqdm(pool(delayed(function)(**job) for job in jobs), total=len(jobs), desc=what)
+    yield from Bar(pool(delayed(function)(**job) for job in jobs), total=len(jobs), desc=what, unit="runs")
 
 # %% ../nbs/60b_studies.ipynb #c7c1a182
 def interval(

@@ -280,7 +280,7 @@ def test_unreadable_tables_are_named(tmp_path, monkeypatch):
         with pytest.raises(GpovaeError, match=message): read_summary(tmp_path / "two.xlsx", sheet)
     def missing(*args, **kw): raise ImportError("Missing optional dependency 'openpyxl'.")
     monkeypatch.setattr(pd, "ExcelFile", missing)
-    with pytest.raises(GpovaeError, match="pip install openpyxl"): read_summary(tmp_path / "one.xlsx")
+    with pytest.raises(GpovaeError, match=r"pip install 'gpovae\[excel\]'"): read_summary(tmp_path / "one.xlsx")
 
 
 def test_a_summary_computed_here_can_be_stored_and_read(screen, tmp_path):

@@ -8,7 +8,7 @@ from gpovae import GPOVAE, reports, studies
 from gpovae.data.screen import GpovaeError
 
 pytestmark = pytest.mark.xdist_group("runs")
-NAMES = ["ablation", "compare", "evaluate", "network", "paper", "report", "train"]
+NAMES = ["ablation", "compare", "evaluate", "network", "paper", "prepare", "report", "train"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -19,11 +19,26 @@ def test_every_parameter_has_help_and_a_literal_default(name):
     assert len(table) == len(re.findall(r"^\w+: \w+ = ", source, re.M)) == len(source.strip().splitlines())
 
 
+def one_look(name, path):
+    "Contents, code to be folded out, tables to be taken away, light and dark and paper; all in one file below 5 MB."
+    text = path.read_text(); assert path.stat().st_size < 5e6
+    outside = re.sub(r'<iframe [^>]*srcdoc="[^"]*"', "", text)
+    assert not re.search(r"<script|<link|src=\"(?!data:)|@import|url\(", outside)
+    heads = re.findall(r'<h2 id="([^"]+)"', outside)
+    assert all(f'<a href="#{h}">' in outside for h in heads) and (heads or name == "train") and 'id="show"' in outside and '<pre class="code">' in outside
+    assert "prefers-color-scheme:dark" in outside and "@media print" in outside and "img{max-width:100%;height:auto;background:#fff}" in outside
+    files = re.findall(r'download="([\w-]+\.csv)" href="data:text/csv;base64,([\w+/=]+)"', outside)
+    assert files and len(files) >= len(re.findall(r'<table[^>]*class="dataframe"', outside)) - (name == "network") * outside.count('class="static"') - (name == "report") * outside.count('class="static"'), (len(files), name)
+    for _, f in files: assert len(pd.read_csv(io.StringIO(base64.b64decode(f).decode()))) >= 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke_run(name, tmp_path):
     made = reports.run(name, tmp_path, progress=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{name}.{k}" for k in ("html", "ipynb", "json"))
     results = json.loads(made["json"].read_text())
+    one_look(name, made["html"])
+    if name == "prepare": assert results["worked"]["yes"] > 4 and results["nodes"] > results["perturbed_nodes"] == 8 and results["cells"] == sum(r["passing"] + r["failing"] for r in results["cells_per_perturbation"])
     if name == "train": assert results["epochs"] == 5 and results["seed"] == 0
     if name == "evaluate":
         scores = results["scores"]
@@ -40,8 +55,8 @@ def test_smoke_run(name, tmp_path):
         assert sum(r["targets"] for r in table.values()) == len(edges) and not set(table) & set(results["without_edges"]["all"]) and len(table) + len(results["without_edges"]["all"]) == results["perturbed"]
         why = results["explanation"]; assert sum(p["contribution"] for p in why["paths"]) == pytest.approx(why["total"], rel=1e-3)
         assert results["truth"]["auprc"]["gpovae"] > results["truth"]["chance"] and made["html"].stat().st_size < 5e6
-        saved = base64.b64decode(re.search(r'download="network.tsv" href="data:text/tab-separated-values;base64,([\w+/=]+)"', page)[1]).decode()
-        assert list(pd.read_csv(io.StringIO(saved), sep="\t")[["source", "target"]].itertuples(index=False, name=None)) == list(zip(edges.source, edges.target))
+        saved = base64.b64decode(re.search(r'download="network.csv" href="data:text/csv;base64,([\w+/=]+)"', page)[1]).decode()
+        assert list(pd.read_csv(io.StringIO(saved))[["source", "target"]].itertuples(index=False, name=None)) == list(zip(edges.source, edges.target))
     if name == "report":
         assert results["truth"]["auprc"]["gpovae"] > results["truth"]["chance"]
         assert "ate_rho" in results["scores"]["response"]["model"] and 0 <= results["scores"]["ceiling"]["ceiling"] <= 1
@@ -133,8 +148,39 @@ def test_train_as_papermill_calls_it(run_folder, tmp_path):
     np.testing.assert_allclose(*(h[["train_loss", "validation_loss"]] for h in history), rtol=1e-4)      # what the shell's run got
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_parameters_as_papermill_puts_them(name):
+    "Its cells up to the check, with one more cell after the parameters."
+    cells = [c.source for c in nbformat.read(reports.notebook(name), 4).cells if c.cell_type == "code"]
+    assert cells[1] == "from gpovae.reports import check_parameters" and cells[2].startswith("check_parameters(dict(globals())")
+    table, example = reports.parameters(name), dict(str="'a'", int="3", float="0.5", bool="True")
+    def told(line):
+        try: exec("\n".join([cells[0], line, *cells[1:3]]), dict(__name__="__main__"))
+        except GpovaeError as e: return str(e)
+    assert told("") is None and all(told(f"{k} = {example[t]}") is None for k, t in table["type"].items())
+    for line in ["sede = 1", *(f"{k} = {v}" for k, t in table["type"].items() for v in [*(v for other, v in example.items() if other not in (t, "int" * (t == "float"))), "None", "float('nan')"])]:
+        said = told(line)
+        assert said and line.split(" ")[0] in said and all(f"{k} ({t})" in said for k, t in table["type"].items()), (line, said)
+
+
+def test_parameters_in_a_shell(run_folder, tmp_path):
+    from click.testing import CliRunner
+    from gpovae.cli import main
+    said = lambda *words: (r := CliRunner().invoke(main, ["report", *map(str, words)])) and (r.exit_code, r.output)
+    status, text = said("--list")
+    assert status == 0 and all(re.search(rf"^{n}: \w.{{5,70}}$", text, re.M) for n in NAMES) and text.count("\n    ") == sum(len(reports.parameters(n)) for n in NAMES)
+    for words, culprit in ((["-p", "tops=3"], "'tops'"), (["-p", "top=many"], "top='many'"), (["-p", "top=2.5"], "top='2.5'"), (["-p", "top"], "NAME=VALUE")):
+        status, text = said(run_folder / "run", "--name", "network", "--out", tmp_path / "n", *words)
+        assert status == 2 and culprit in text and ("min_probability (float), top (int)" in text or culprit == "NAME=VALUE") and not (tmp_path / "n").exists(), text
+    for words, culprit in (([run_folder / "run", "--name", "weather"], "There are: ablation, compare"), ([], "--out"), ([run_folder / "run", "--name", "prepare"], "no parameter 'run'")):
+        status, text = said(*words)
+        assert status == 2 and culprit in text, text
+    status, text = said("--name", "prepare", "--out", tmp_path / "p", "-p", f"data={run_folder / 'prepared.h5ad'}", "--quiet")
+    assert status == 0 and json.loads((tmp_path / "p/prepare.json").read_text())["cells"] == 900, text
+
+
 def test_refusals(tmp_path):
-    with pytest.raises(GpovaeError, match="no parameter 'epochs'. It has: .*max_epochs"): reports.run("train", tmp_path / "a", epochs=3)
+    with pytest.raises(GpovaeError, match="no parameter 'epochs'. The report 'train' has: .*max_epochs"): reports.run("train", tmp_path / "a", epochs=3)
     with pytest.raises(GpovaeError, match="no report 'trian'. There are: ablation, compare, .*report, train"): reports.run("trian", tmp_path / "a")
     with pytest.raises(GpovaeError, match="improved"): reports.run("train", tmp_path / "a", progress=False, preset="improved")
     assert not (tmp_path / "a").exists()

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 import anndata as ad, numpy as np, pandas as pd, pooch, requests, scipy.sparse as sp
-from tqdm.auto import tqdm
 from .files import Source, complete, open_screen, source, top_guide, write_screen
-from .screen import GpovaeError
+from .screen import Bar, GpovaeError
 from .simulate import simulated
 
 pooch.get_logger().setLevel("WARNING")  # the progress bar says enough
@@ -78,7 +77,7 @@ class Resume:
     def _write(self, answer, have):
         length = answer.headers.get("Content-Length")
         total = None if length is None else have + int(length)
-        with self.part.open("ab" if have else "wb") as out, tqdm(desc=self.part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=not self.progress) as bar:
+        with self.part.open("ab" if have else "wb") as out, Bar(desc=self.part.stem, total=total, initial=have, unit="B", unit_scale=True, progress=self.progress) as bar:
             try:
                 for chunk in answer.iter_content(2**16): out.write(chunk); bar.update(len(chunk))
             except requests.RequestException as error: raise OSError(f"the line broke after {out.tell():,}{f' of {total:,}' if total else ''} bytes") from error

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Source', 'top_guide', 'read_cells', 'source', 'complete', 'room', 'write_annotations', 'write_screen', 'open_screen',
-           'unpacked_size']
+           'read_screen', 'unpacked_size']
 
 # %% ../../nbs/10b_data.files.ipynb #247de98f
 import errno, gzip, os, re, shutil, socket, tempfile
@@ -13,8 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 import anndata as ad, h5py, numpy as np, pandas as pd, psutil, scipy.sparse as sp, zarr
-from tqdm.auto import tqdm
-from .screen import CONTROL, GpovaeError, Key, as_csr, block_rows, canonical
+from .screen import CONTROL, Bar, GpovaeError, Key, as_csr, block_rows, canonical
 
 # %% ../../nbs/10b_data.files.ipynb #47761ba6
 class Source(NamedTuple):
@@ -29,6 +28,7 @@ class Source(NamedTuple):
 def _tidy(block) -> sp.csr_matrix:
     "CSR float32 with sorted columns, each stored once, and without stored zeros."
     block = as_csr(block).astype(np.float32)      # a copy
+    if block.nnz and not 0 <= block.indices.min() <= block.indices.max() < block.shape[1]: raise ValueError(f"the matrix of {block.shape[1]} genes has a count of gene number {block.indices.max() + 1}")
     block.eliminate_zeros()
     return block
 
@@ -303,7 +303,7 @@ def write_screen(
     "Copy a screen, block by block, into an .h5ad with counts by cell."
     keep = np.ones(len(source.obs), bool) if keep is None else np.asarray(keep)
     at = 0; room(path, 0)
-    with h5py.File(path, "w") as f, tqdm(total=len(keep), desc=what, unit=" cells", unit_scale=True, disable=not progress) as bar:
+    with h5py.File(path, "w") as f, Bar(total=len(keep), desc=what, unit="cells", unit_scale=True, progress=progress) as bar:
         ad.io.write_elem(f, "X", sp.csr_matrix((0, len(source.var)), dtype=np.float32), dataset_kwargs=dict(indptr_dtype=np.int64, chunks=(2**14,)))
         X = ad.io.sparse_dataset(f["X"])
         for block in source.blocks():
@@ -312,6 +312,7 @@ def write_screen(
             bar.update(block.shape[0])
     write_annotations(path, ad.AnnData(obs=source.obs[keep], var=source.var, obsm={k: v[keep] for k, v in source.obsm.items()}, uns=source.uns))
 
+# %% ../../nbs/10b_data.files.ipynb #32d8b74c
 def open_screen(
     path,   # .h5ad with counts by cell in X, such as `gpovae prepare` writes; or in the layer that the screen was prepared with
 ) -> ad.AnnData:
@@ -327,6 +328,14 @@ def open_screen(
     if not (isinstance(X, h5py.Group) and X.attrs.get("encoding-type") == "csr_matrix" and "obs" in f): raise GpovaeError(f"The counts of {str(path)!r} do not lie by cell (CSR) in {layer or 'X'}, so they cannot be left on disk. Copy it first: gpovae prepare {path} prepared.h5ad.")
     X = ad.io.sparse_dataset(X)
     return ad.AnnData(**{"layers": {layer: X}} if layer else dict(X=X), **parts)
+
+def read_screen(
+    path,   # .h5ad
+) -> ad.AnnData:
+    "A screen in memory. Raises `GpovaeError` for what is none."
+    try: return ad.read_h5ad(path)
+    except Exception as e:      # h5py, zarr and anndata each have their own
+        raise GpovaeError(f"{str(path)!r} cannot be read as an AnnData file (.h5ad): {str(e).splitlines()[0] if str(e) else type(e).__name__}.") from e
 
 def unpacked_size(
     path,   # .h5ad

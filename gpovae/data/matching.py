@@ -10,9 +10,8 @@ __all__ = ['MOST_CONTROLS', 'LEAST_GENES', 'COMPONENTS', 'SMALL', 'TOGETHER', 'P
 import warnings
 import anndata as ad, numpy as np, ot, pandas as pd
 from sklearn.decomposition import PCA
-from tqdm.auto import tqdm
 from .nodes import fold_changes, strata
-from .screen import SPLITS, GpovaeError, Key, Screen, block_rows, log_normalised, targets
+from .screen import SPLITS, Bar, GpovaeError, Key, Screen, block_rows, log_normalised, targets
 from .steps import step
 
 # %% ../../nbs/16_data.matching.ipynb #a45fb209
@@ -178,7 +177,7 @@ def match_controls(
     if not any(p[0][0] == SPLITS[0] and len(p[2]) > 1 for p in todo): raise GpovaeError("No perturbation has two training cells, so nothing can be matched. Leave small perturbations out: min_cells=5.")
     rho = {s: choose_rho(_pilots(features, [p for p in todo if p[0][0] == s], seed), n_matches) for s in SPLITS if any(p[0][0] == s for p in todo)}
     match, numbers = np.full((adata.n_obs, n_matches), -1, np.int32), np.full(adata.n_obs, np.nan, np.float32)
-    with tqdm(total=len(todo), desc="matching", unit="problem", leave=False, disable=not progress) as bar:
+    with Bar(total=len(todo), desc="matching", unit="problem", leave=False, progress=progress) as bar:
         for some in _loads(todo, block_rows(len(features.measured) + COMPONENTS)):
             for (_, _, cells, controls), (best, number) in zip(some, matches(_pairs(features, some), rho[some[0][0][0]], n_matches)):
                 match[cells], numbers[cells] = controls[best], number

@@ -8,8 +8,7 @@ __all__ = ['ENOUGH', 'strata', 'group_moments', 'fold_changes', 'rank_sum_test',
 # %% ../../nbs/15_data.nodes.ipynb #af52f8db
 import anndata as ad, numba, numpy as np, pandas as pd, scipy.sparse as sp
 from scipy.stats import norm, false_discovery_control
-from tqdm.auto import tqdm
-from .screen import BLOCK, CONTROL, GpovaeError, Key, Screen, blocks
+from .screen import BLOCK, CONTROL, Bar, GpovaeError, Key, Screen, blocks
 from .steps import step
 
 # %% ../../nbs/15_data.nodes.ipynb #8a830584
@@ -134,7 +133,7 @@ def rank_sum_test(
     code[~is_control] = np.searchsorted(names, labels[~is_control])
     stratum, controls = strata(is_control, screen.batch[rows])
     excess, variance = np.zeros((2, screen.counts.shape[1], len(names))); l = screen.library_size.astype(float)
-    for k, control in enumerate(tqdm(controls, desc="rank-sum test", unit="batch", leave=False, disable=not progress)):
+    for k, control in enumerate(Bar(controls, desc="rank-sum test", unit="batch", leave=False, progress=progress)):
         perturbed = np.flatnonzero((stratum == k) & ~is_control)
         if not len(perturbed): continue
         cells = np.sort(np.r_[perturbed, control])

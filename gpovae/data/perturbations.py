@@ -195,7 +195,7 @@ def read_summary(
     path = Path(path)
     try: raw = _table(path, sheet)
     except FileNotFoundError: raise GpovaeError(f"There is no file {path}. It should hold summary statistics of the screen (xlsx or csv); without one they are computed from the counts: strong=\"data\" (--strong data).") from None
-    except ImportError as e: raise GpovaeError(f"{path} is a workbook, which pandas reads with openpyxl: pip install openpyxl, or save the sheet as csv. ({e})") from e
+    except ImportError as e: raise GpovaeError(f"{path} is a workbook, which openpyxl reads. Install it: pip install 'gpovae[excel]'; or save the sheet as csv.") from e
     except GpovaeError: raise
     except Exception as e: raise GpovaeError(f"{path} cannot be read as a table ({e}). It must be an xlsx or csv file with a header line.") from e      # zipfile, csv, openpyxl and pandas each have their own
     theirs = _STATISTICS["perturbation"] in raw

@@ -9,7 +9,6 @@ __all__ = ['judge_perturbations', 'prepare', 'record_table', 'prepare_file']
 import os, shutil
 from pathlib import Path
 import anndata as ad, pandas as pd
-from tqdm.auto import tqdm
 from . import datasets
 from .files import Source, complete, open_screen, source, write_annotations, write_screen
 from .matching import match_controls, node_shifts
@@ -17,7 +16,7 @@ from .nodes import graph_nodes
 from .perturbations import perturbation_table, read_summary, strong_cells
 from .quality import quality_labels
 from .register import chosen_cells, read_labels, register
-from .screen import GpovaeError, Key, Screen, blocks
+from .screen import Bar, GpovaeError, Key, Screen, blocks, check_anndata, check_settings
 from .steps import STEPS, digest, sign, step, storable, versions
 from .split import split_cells
 
@@ -39,7 +38,7 @@ def _summary(s):
 def _steps(work, narrow, s, summary, progress):
     "All steps on an AnnData, with settings `s`; narrow(work, keep) gives it with some of its cells."
     registered = lambda: register(work, s["perturbation_key"], s["control"], s["layer"], s["batch_key"], s["size_factor_exclude"], gene_key=s["gene_key"], guide_key=s["guide_key"])
-    with tqdm(total=2 + len(STEPS) if s["strong"] is not None else 1 + len(STEPS), desc="prepare", disable=not progress) as bar:
+    with Bar(total=2 + len(STEPS) if s["strong"] is not None else 1 + len(STEPS), desc="prepare", unit="steps", progress=progress) as bar:
         def run(name, f, *arguments): bar.set_postfix_str(name); out = f(*arguments); bar.update(); return out
         run("register", registered)
         run("quality", quality_labels, work, s["n_mads"], s["doublets"], s["seed"], progress)
@@ -85,7 +84,7 @@ def _record(adata): return {s: (r.get("reads"), r.get("wrote")) for s, r in adat
 def prepare(
     adata: ad.AnnData,                    # raw counts; annotated in place
     perturbation_key: str | None = None,  # column of obs; None looks for a known name
-    control: str | None = None,           # label of control cells; None accepts the common spellings
+    control: str | int | None = None,     # label of control cells; None accepts the common spellings
     *,
     layer: str | None = None,             # layer with raw counts; None takes layers["counts"] where there is one, else X
     batch_key: str | None = None,         # column of obs with gem group or cell line
@@ -97,7 +96,7 @@ def prepare(
     drop_unlabelled: bool = False,        # leave out cells whose perturbation is missing
     n_mads: float = 3,                    # quality threshold in median absolute deviations
     doublets: bool = True,                # look for doublets with Scrublet
-    strong=None,                          # keep strong perturbations: "data", or a table of summary statistics or its file (xlsx, csv); None keeps all
+    strong: str | Path | pd.DataFrame | None = None,   # keep strong perturbations: "data", or a table of summary statistics or its file (xlsx, csv); None keeps all
     sheet: str | None = None,             # of the workbook with the summary statistics
     fractions=(.64, .16, .20),            # of the cells for training, validation, test
     held_out=(),                          # perturbations, or a share of them, that go to the test with all their cells
@@ -110,6 +109,7 @@ def prepare(
 ) -> Screen:
     "Run every step of the preparation and record it in uns gpovae_prepare. Raises `GpovaeError`, and then leaves `adata` as it was."
     settings = {k: v for k, v in locals().items() if k not in ("adata", "progress")}
+    check_anndata(adata); check_settings(settings, prepare.__annotations__)
     if adata.isbacked: raise GpovaeError(f"This AnnData is backed by {adata.filename}, which is never written to. Use gpovae.prepare_file({str(adata.filename)!r}, 'prepared.h5ad') instead.")
     work = _workspace(adata)
     keep = chosen_cells(work.obs, work.var, perturbation_key, control, gene_key, min_cells, drop_unmeasured, drop_unlabelled)
@@ -155,6 +155,7 @@ def prepare_file(
     name = str(path) if not path.exists() and str(path) in datasets.REGISTRY else None
     if name and (cells is not None or settings.get("layer")): raise GpovaeError(f"{name} is a screen by name, whose layer and labels are known: layer and cells mean nothing here.")
     s = defaults | (datasets.prepare_arguments(name) if name else {}) | settings
+    check_settings(s, prepare.__annotations__)
     if not name and not path.exists(): raise GpovaeError(f"There is no file {str(path)!r}, and no screen of that name: {', '.join(datasets.REGISTRY)}.")
     if target.is_dir(): raise GpovaeError(f"{str(target)!r} is a folder. Name a file for the prepared screen.")
     if not name and path.is_dir() and path.resolve() in target.resolve().parents: raise GpovaeError(f"{str(target)!r} lies inside the raw screen, which is never written to. Name a file elsewhere.")

@@ -9,8 +9,7 @@ __all__ = ['FAMILIES', 'MAD_FLOOR', 'PART', 'LEAST_CELLS', 'TOP_GENES', 'MOST_DO
 # %% ../../nbs/13_data.quality.ipynb #8c3ba2cf
 import warnings
 import anndata as ad, numpy as np, pandas as pd, scanpy as sc, scipy.sparse as sp
-from tqdm.auto import tqdm
-from .screen import GpovaeError, Key, Screen, block_rows, blocks
+from .screen import Bar, GpovaeError, Key, Screen, block_rows, blocks
 from .steps import step
 
 # %% ../../nbs/13_data.quality.ipynb #a7c03736
@@ -75,7 +74,7 @@ def find_doublets(
 ) -> np.ndarray:  # (cells,) bool
     "Doublet calls, batch by batch. A batch that Scrublet cannot handle is left without calls, with a warning."
     found, rng, batch = np.zeros(screen.adata.n_obs, bool), np.random.default_rng(seed), screen.batch
-    for b in tqdm(np.unique(batch), desc="doublets", unit="batch", leave=False, disable=not progress):
+    for b in Bar(np.unique(batch), desc="doublets", unit="batch", leave=False, progress=progress):
         rows = rng.permutation(np.flatnonzero(batch == b))
         for part in np.array_split(rows, -(-len(rows) // min(PART, max(2000, 2 * block_rows(len(screen.genes)))))):
             part = np.sort(part)

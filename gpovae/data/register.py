@@ -90,6 +90,7 @@ def chosen_cells(
     drop_unlabelled: bool = False,      # leave out cells without a label
 ) -> np.ndarray:  # (cells,) bool
     "Which cells stay, judged by labels alone. Cells that CausalBench labels `excluded` never do."
+    if min_cells is not None and min_cells < 1: raise GpovaeError(f"min_cells={min_cells} is not possible: it needs a whole number from 1 up.")
     column = find_column(obs, perturbation_key); keep = np.ones(len(obs), bool)
     if drop_unlabelled: keep &= ~_unlabelled(obs[column])
     keep &= (obs[column].astype(str) != "excluded").to_numpy()

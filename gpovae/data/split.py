@@ -32,9 +32,10 @@ def split_cells(
     held_out=(),                    # perturbations, or a share of them, that go to the test with all their cells
 ) -> dict:                          # cells per split
     "Write obs gpovae_split: cells of every label, controls included, divided at random."
-    f = np.asarray(fractions, float)
-    if f.shape != (3,) or (f < 0).any() or abs(f.sum() - 1) > 1e-6 or f[0] == 0:
-        raise GpovaeError(f"fractions {tuple(fractions)} must be three numbers for {', '.join(SPLITS)} that add up to 1, with something left to train on.")
+    try: f = np.asarray(fractions, float)
+    except (TypeError, ValueError): f = np.empty(0)
+    if f.shape != (3,) or not (f >= 0).all() or abs(f.sum() - 1) > 1e-6 or f[0] == 0:
+        raise GpovaeError(f"fractions {fractions!r} must be three numbers for {', '.join(SPLITS)} that add up to 1, with something left to train on.")
     label, split, rng = np.unique(Screen(adata).labels, return_inverse=True)[1], np.empty(adata.n_obs, dtype="<U10"), np.random.default_rng(seed)
     for rows in np.split(np.argsort(label, kind="stable"), np.cumsum(np.bincount(label))[:-1]):
         split[rng.permutation(rows)] = np.repeat(SPLITS, split_sizes(len(rows), f))
@@ -50,7 +51,7 @@ def hold_out(
 ) -> list[str]:          # the labels held out, sorted
     "Move all cells of some perturbations to the test split (`split_cells(held_out=)` does both). Nodes, matches and shifts must be computed afterwards."
     screen = Screen(adata); known, split = screen.perturbations, screen.split
-    if isinstance(perturbations, float):
+    if isinstance(perturbations, (int, float)):
         if not 0 < perturbations < 1: raise GpovaeError(f"A share of perturbations to hold out must lie between 0 and 1, not {perturbations}.")
         perturbations = np.random.default_rng(seed).choice(known, max(1, round(perturbations * len(known))), replace=False)
     if isinstance(perturbations, str): perturbations = [perturbations]

@@ -210,6 +210,7 @@ def evaluate(
     known: dict | None = None,     # name -> known network (source, target, sign), as from `evaluate.biology.read_network`
     thorough: bool = True,         # also the baseline network that takes long (boosted trees)
     seed: int = 0,                 # decides ties, halvings and draws
+    progress: bool = False,
 ) -> Scores:
     "Score predicted effects and a network on the test cells, beside every baseline."
     new = [] if unseen is None else list(unseen.index)
@@ -223,8 +224,8 @@ def evaluate(
     if new:
         out.unseen = compare_scores({"model": unseen} | baselines(adata, new), observe(adata, "test", new), seed=seed)
         out.evidence = pd.Series("network", unseen.index) if evidence is None else evidence
-    if drawn is not None: out.energy, out.qc = energy_scores(seen, drawn, seed=seed), qc_pass(seen, drawn)
-    if edges is not None: _score_network(out, seen, networks(seen, edges, seed, thorough), known or {})
+    if drawn is not None: out.energy, out.qc = energy_scores(seen, drawn, seed=seed, progress=progress), qc_pass(seen, drawn)
+    if edges is not None: _score_network(out, seen, networks(seen, edges, seed, thorough, progress), known or {})
     return out
 
 def _score_network(out, adata, rankings, known):

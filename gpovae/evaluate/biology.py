@@ -7,22 +7,26 @@ __all__ = ['SOURCE', 'TARGET', 'PAIRS', 'SETS', 'PROTEINS', 'SIGN', 'LEVELS', 'S
            'MISSING', 'LARGEST', 'read_network', 'screen_names']
 
 # %% ../../nbs/42_evaluate.biology.ipynb #36153527
-import csv, gzip, io, itertools, re, warnings, zipfile
+import csv, gzip, io, itertools, re, warnings, zipfile, zlib
+from contextlib import contextmanager
 from pathlib import Path
 import anndata as ad, numpy as np, pandas as pd
 from ..data.screen import GpovaeError, Screen, gene_names
 
 # %% ../../nbs/42_evaluate.biology.ipynb #a519b760
+@contextmanager
 def _open(path):
     "Text of a plain, gzip or zip file, whatever it is called."
     if not (path := Path(path)).is_file(): raise GpovaeError(f"There is no file {path}.")
     with path.open("rb") as f: start = f.read(4)
-    if start == b"PK\x03\x04":
-        archive = zipfile.ZipFile(path); inside = [n for n in archive.namelist() if not n.endswith("/")]
-        if len(inside) != 1: raise GpovaeError(f"{path} is a workbook or an archive of {len(inside)} files. Save the sheet as csv, or unpack the one list you mean.")
-        f = archive.open(inside[0])
-    else: f = gzip.open(path) if start[:2] == b"\x1f\x8b" else path.open("rb")
-    return io.TextIOWrapper(f, encoding="utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="replace")
+    try:
+        if start == b"PK\x03\x04":
+            archive = zipfile.ZipFile(path); inside = [n for n in archive.namelist() if not n.endswith("/")]
+            if len(inside) != 1: raise GpovaeError(f"{path} is a workbook or an archive of {len(inside)} files. Save the sheet as csv, or unpack the one list you mean.")
+            f = archive.open(inside[0])
+        else: f = gzip.open(path) if start[:2] == b"\x1f\x8b" else path.open("rb")
+        with io.TextIOWrapper(f, encoding="utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="replace") as text: yield text
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as e: raise GpovaeError(f"{path} cannot be unpacked: {e}. Download or copy it again.") from e
 
 def _words(text) -> str: return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
@@ -44,6 +48,7 @@ def _layout(path):
     with _open(path) as f: lines = [l.rstrip("\r\n") for l in itertools.islice(f, 60)]
     data = [i for i, l in enumerate(lines) if l.strip() and not l.startswith("#")]
     if not data: raise GpovaeError(f"{path} is empty, or holds comments only.")
+    if lines[data[0]].lstrip().startswith("<"): raise GpovaeError(f"{path} is a web page (line {data[0] + 1}: {lines[data[0]].strip()[:60]!r}), not a list. Open it in a browser: it may say what went wrong with the download.")
     fields = {s: [len(_cut(lines[i], s)) for i in data] for s in ("\t", ",", ";", r"\s+")}
     fits = [s for s, n in fields.items() if min(n) > 1]
     if not fits: raise GpovaeError(f"{path} has one column (line {data[0] + 1}: {lines[data[0]][:60]!r}). A network needs two, source and target, separated by a tab, a comma, a semicolon or a blank.")

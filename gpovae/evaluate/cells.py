@@ -8,10 +8,9 @@ __all__ = ['COMPONENTS', 'MOST_CELLS', 'LEAST_CELLS', 'components', 'energy_scor
 # %% ../../nbs/40b_evaluate.cells.ipynb #005a235b
 import anndata as ad, numpy as np, pandas as pd
 from sklearn.decomposition import PCA
-from tqdm import tqdm
 from ..data.perturbations import energy_distance
 from ..data.quality import beyond, cell_metrics
-from ..data.screen import CONTROL, Screen, log_normalised
+from ..data.screen import CONTROL, Bar, Screen, log_normalised
 
 # %% ../../nbs/40b_evaluate.cells.ipynb #c457d2df
 COMPONENTS, MOST_CELLS, LEAST_CELLS = 50, 500, 10   # MOST_CELLS: of each side of a comparison; LEAST_CELLS: fewer are not compared
@@ -42,7 +41,7 @@ def energy_scores(
     project = lambda rows, of=screen: pca.transform(log_normalised(of, _some(rng, rows), scale=scale))
     controls, labels, found = screen.labels[train] == CONTROL, screen.labels[train], {}
     base = {"all perturbed cells": project(train[~controls]), "control cells": project(train[controls])}
-    for p in tqdm(mine.perturbations, desc="energy distances", delay=2, disable=not progress):
+    for p in Bar(mine.perturbations, desc="energy distances", unit="perturbations", progress=progress):
         real, own = screen.rows(split, p, fail=False), train[labels == p]
         if len(real) < LEAST_CELLS: continue
         compared = {"model": project(mine.rows(label=p), mine)} | ({"training cells": project(own)} if len(own) >= LEAST_CELLS else {}) | base

@@ -11,8 +11,7 @@ import anndata as ad, numpy as np, pandas as pd
 from joblib import Parallel, delayed
 from scipy import stats
 from sklearn.ensemble import GradientBoostingRegressor
-from tqdm import tqdm
-from ..data.screen import CONTROL, GpovaeError, Key, Screen, log_normalised
+from ..data.screen import CONTROL, Bar, GpovaeError, Key, Screen, log_normalised
 
 # %% ../../nbs/40c_evaluate.rivals.ipynb #35b9fc62
 def ranked(
@@ -123,7 +122,7 @@ def boosted_edges(
     others = [(j, o) for j in range(len(nodes)) if len(o := sources[sources != j])]
     found = Parallel(n_jobs=-1 if len(nodes) >= ENOUGH_TARGETS else 1, return_as="generator")(delayed(_importance)(Y[:, o], Y[:, j], seed) for j, o in others)
     weight = np.full(C.shape, np.nan)
-    for importance, (j, o) in zip(tqdm(found, "gradient boosting", len(others), unit="node", leave=False, delay=2, disable=not progress), others):
+    for importance, (j, o) in zip(Bar(found, "gradient boosting", len(others), unit="nodes", leave=False, progress=progress), others):
         weight[o, j] = importance * np.where(C[o, j] < 0, -1, 1)
     return _table(weight[sources], nodes.index[sources].to_numpy(str), nodes.index.to_numpy(str))
 

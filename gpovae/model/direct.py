@@ -11,8 +11,7 @@ import numba, numpy as np, pandas as pd, torch
 from typing import NamedTuple
 from fastcore.basics import patch
 from scipy.optimize import minimize
-from tqdm import tqdm
-from ..data.screen import GpovaeError
+from ..data.screen import Bar, GpovaeError
 from .alignment import contract, own_shift
 
 # %% ../../nbs/21b_model.direct.ipynb #451cb2b3
@@ -97,10 +96,11 @@ class _Table(NamedTuple):
 def _table(mean, se, targets, prior, strength, regulators, floor):
     own, seen = np.zeros(mean.shape, bool), np.isfinite(mean)
     for r, ts in enumerate(targets): own[r, ts] = True
+    may = dict(all=True, perturbed=own.any(0))[regulators] if isinstance(regulators, str) else regulators
     free, listed = seen & ~own, np.zeros((mean.shape[1],) * 2, bool) if prior is None else np.isfinite(prior)
     S = np.where(seen, mean, np.where(own, -1.0, 0.0)).astype(np.float32)
     kind = np.where(listed, 2, (~own.any(0))[:, None].astype(int))
-    return _Table(S, np.where(free, se, 1.0).astype(np.float32) ** 2, own, free, targets, own_shift(S, own), np.flatnonzero((own.any(0) | seen.any(0) | listed.any(1)) & (True if regulators is None else regulators)),
+    return _Table(S, np.where(free, se, 1.0).astype(np.float32) ** 2, own, free, targets, own_shift(S, own), np.flatnonzero((own.any(0) | seen.any(0) | listed.any(1)) & may),
                   kind, np.where(listed, 0.0 if prior is None else prior, 0.0), strength, floor)
 
 # %% ../../nbs/21b_model.direct.ipynb #722a0533
@@ -289,7 +289,7 @@ def fit_network(
     copies: int | None = None, # imagined screens on which promises are tested; None: four, or none above 300 nodes
     prior: np.ndarray | None = None,   # (n, n) edges of prior knowledge: 1 activation, -1 repression, 0 sign unknown; NaN elsewhere
     strength: float = 0.0,     # how many confirmed edges the prior list is worth before the screen is looked at
-    regulators: np.ndarray | None = None,   # (n,) bool: nodes that may regulate; None: all
+    regulators: str | np.ndarray = "all",    # which nodes may regulate: "all", "perturbed", or (n,) bool
     floor: float = 0.02,       # least misfit of the log-linear network, in log expression
     seed: int = 0,
     progress: bool = True,     # a bar, if it takes more than two seconds
@@ -298,7 +298,7 @@ def fit_network(
     t, burn, small = _table(mean, se, targets, prior, strength, regulators, floor), draws // 2, mean.shape[1] <= 300
     chains, copies = 1 + small if chains is None else chains, 4 * small if copies is None else copies
     seen = t.free.any(0); can = t.own.any(0)[:, None] & np.isin(np.arange(len(seen)), t.order)[:, None] & seen & ~np.eye(len(seen), dtype=bool)
-    with tqdm(total=(chains + copies) * (burn + draws), desc="fitting the network", delay=2, disable=not progress) as bar:
+    with Bar(total=(chains + copies) * (burn + draws), desc="fitting the network", unit="draws", progress=progress) as bar:
         p, effect, std, states = _chains(t, [[seed, k] for k in range(chains)], burn, draws, bar.update)
         q, found = p, []
         for k in range(copies if t.free.any() else 0):
@@ -339,7 +339,7 @@ def stability(
     "How often an edge is found in half of the cells."
     own, found = np.zeros(mean.shape, bool), 0.0
     for r, ts in enumerate(targets): own[r, ts] = True
-    for k in tqdm(range(refits), desc="fitting half of the cells", delay=2, disable=not progress):
+    for k in Bar(range(refits), desc="fitting half of the cells", unit="fits", progress=progress):
         noise = np.nan_to_num(se) * np.random.default_rng([seed, k]).normal(size=mean.shape)
         fit = fit_network(mean + np.where(own, 0, noise), se * np.sqrt(2), targets, **dict(chains=1, copies=0) | settings, seed=seed + k, progress=False)
         found = found + (fit.probability > 0.5)

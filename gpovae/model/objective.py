@@ -11,10 +11,10 @@ __all__ = ['PRESETS', 'Settings', 'make_settings', 'gaussian_kl', 'bernoulli_kl'
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
-import torch
+import numpy as np, torch
 import torch.nn.functional as F
 from ..data.batches import Batch, Whole
-from ..data.screen import GpovaeError
+from ..data.screen import GpovaeError, check_settings
 from .alignment import EPS, published_alignment, shift_alignment
 from .fused import FusedLikelihood
 from .likelihood import count_constant, perfect
@@ -44,6 +44,7 @@ class Settings:
     sparsity: float = 1.0          # of the mean edge probability
     decoder_prior: float | None = 0.02   # prior scale of the decoder's weights from the perturbation latent; None as published
     edge_prior: float = 0.3        # prior probability of an edge, where edges are trained
+    regulators: Literal["all", "perturbed"] = "all"   # which nodes may regulate, where effects are fitted to the table of shifts
     hops: int = 5                  # K
     # sizes
     latent: int = 50
@@ -66,17 +67,24 @@ PRESETS = dict(
                    target_dispersion=False, anchor=False, covariate=False, validation="total", scale_floor=0.0, decoder_prior=None, alignment_weight=100.0,
                    latent=100, basal=(400, 1), embedding=(400, 4), decoder=(400, 3), particles=5, batch_size=512, learning_rate=3e-4, max_epochs=2000))
 
+def _in_range(name, value, whole):
+    "Sizes and numbers of something are at least 1, weights at least 0, some of them more. Raises `GpovaeError`."
+    low, more = np.min(value), name in ("learning_rate", "decoder_prior", "edge_prior")
+    if low < whole or (more and low == 0) or (name == "edge_prior" and low >= 1):
+        raise GpovaeError(f"{name}={value!r} is not possible: it needs {'whole numbers from 1 up' if whole else 'a number' + (' above 0' if more else ' from 0 up') + ' and below 1' * (name == 'edge_prior')}.")
+
 def make_settings(
     preset: str = "corrected",  # "corrected" or "paper"
     **changes,                  # any field of `Settings`
 ) -> Settings:
     "The settings of a preset, with changes. Raises `GpovaeError` for a name or a value that does not exist."
+    check_settings(dict(preset=preset), dict(preset=str))
     if preset not in PRESETS: raise GpovaeError(f"There is no preset {preset!r}. There is: {', '.join(PRESETS)}.")
     known = {f.name: f.type for f in fields(Settings)}
     for k, v in changes.items():
         if k not in known: raise GpovaeError(f"There is no setting {k!r}. There is: {', '.join(known)}.")
-        choices = getattr(known[k], "__args__", ()) if getattr(known[k], "__origin__", None) is Literal else ()
-        if choices and v not in choices: raise GpovaeError(f"{k}={v!r} is not possible. Choose one of: {', '.join(choices)}.")
+        check_settings({k: v}, known)
+        if not isinstance(v, (str, bool, type(None))): _in_range(k, v, known[k] in (int, tuple[int, int]))
     s = replace(PRESETS[preset], **{k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()})
     if (s.accumulation, s.latent_effect) == ("logits", "network"): raise GpovaeError("latent_effect='network' needs accumulation='effects': mask logits are not effects.")
     return s

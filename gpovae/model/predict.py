@@ -11,9 +11,8 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Iterable, Iterator, NamedTuple
 import numpy as np, torch
-from tqdm import tqdm
 from ..data.batches import Batch, Cells
-from ..data.screen import CONTROL, GpovaeError, Screen, dense
+from ..data.screen import CONTROL, Bar, GpovaeError, Screen, dense
 from .averages import Log2Table, add_log2, log_total, lost
 from .likelihood import count_constant, expected_log2
 from .objective import _own_dispersion as own_dispersion, log_normal
@@ -139,7 +138,7 @@ def effects_of(
     "What perturbation latents do to the mean log2 expression of the context cells."
     few, (R, D, n), table = Context(*(t[:spread_cells] for t in context)), z_p.shape, log2_table(vae, context)
     first = lambda x: torch.cat([x.new_zeros(1, x.shape[-1]), x[:, 0]])      # unperturbed, then the means
-    with tqdm(total=(R + 1) * len(context.library) + R * (D - 1) * len(few.library), desc="predicting", unit="cell", unit_scale=True, delay=2, disable=not progress) as bar:
+    with Bar(total=(R + 1) * len(context.library) + R * (D - 1) * len(few.library), desc="predicting", unit="cells", unit_scale=True, progress=progress) as bar:
         base, mean = mean_log2(vae, context, first(z_p), [[], *targeted], None if beside is None else first(beside), table, bar).split([1, R])
         spread = torch.full_like(mean, math.nan)
         for i in range(0, R if D > 1 else 0, 64):                               # a few at a time: draws x genes for each

@@ -20,11 +20,10 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, Timer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 from .. import __version__
 from ..data.batches import Batch, Cells, Loader
 from ..data.files import complete
-from ..data.screen import GpovaeError, Key, Screen, blocks, dense, targets
+from ..data.screen import Bar, GpovaeError, Key, Screen, blocks, dense, targets
 from ..data.steps import digest
 from ..data.stream import DiskRows, by_cell
 from .alignment import GRN
@@ -50,16 +49,24 @@ def build(
     table = _table(screen, cells, nodes)
     perturbations = Perturbations(*table[:3], np.bincount(cells.label[cells.label >= 0], minlength=len(cells.labels)), int(cells.fail.sum()), table[3], int((cells.label < 0).sum()))
     signed, known = settings.accumulation == "effects", None if prior is None else prior_matrix(read_prior(prior), nodes.index)
-    found = fit_network(table[1], table[2], table[0], prior=known, strength=prior_strength, seed=seed, progress=progress) if signed and settings.shift == "table" else None
+    found = fit_network(table[1], table[2], table[0], prior=known, strength=prior_strength, regulators=settings.regulators, seed=seed, progress=progress) if signed and settings.shift == "table" else None
     grn = GRN(len(nodes), signed, settings.hops, settings.edge_prior, nodes.position.to_numpy() >= 0)
     if found: grn.start_from(*found[:3])
     batches = cells.batches if settings.covariate else []
     vae = VAE(len(screen.genes), torch.as_tensor(nodes.position.to_numpy().copy()), grn, perturbations, max(len(batches), 1), settings.latent, settings.basal,
               settings.embedding, settings.decoder, settings.latent_effect == "network", screen.size_factor, settings.target_dispersion)
     blocks = np.array_split(np.arange(len(cells)), -(-len(cells) // 1024))
-    vae.start_from(((torch.from_numpy(dense(cells.X[i])), torch.from_numpy(cells.library[i])) for i in blocks), settings.scale_floor)
+    vae.start_from(((torch.from_numpy(_raw(screen, cells, i)), torch.from_numpy(cells.library[i])) for i in Bar(blocks, desc="reading counts", unit="blocks", leave=False, progress=progress)), settings.scale_floor)
     if settings.target_dispersion: _start_targets(vae, screen, cells)
     return vae, cells.labels, cells.batches
+
+def _raw(screen, cells, rows):
+    "Counts of some training cells. Raises `GpovaeError` where they were changed after the preparation."
+    x = dense(cells.X[rows]); bad = ~((x >= 0) & (x == np.rint(x)))
+    if bad.any():
+        cell, gene = np.argwhere(bad)[0]
+        raise GpovaeError(f"The value of gene {screen.genes[gene]!r} in cell {screen.adata.obs_names[cells.rows[rows[cell]]]!r} is {x[cell, gene]:g}, which is no count: the counts were changed after they were prepared. Put them back, or run gpovae.prepare(adata) again.")
+    return x
 
 def _own_counts(vae, cells):
     "(cells, targets) counts of the genes that each cell's perturbation targets; 0 where there is none, or it is not measured."
@@ -167,7 +174,7 @@ class Loop(pl.LightningModule):
 # %% ../../nbs/24_model.training.ipynb #74243233
 class Progress(Callback):
     "One line: epoch, losses, time left."
-    def on_train_start(self, trainer, loop): self.bar = tqdm(total=trainer.max_epochs, initial=len(loop.history), desc="training", unit="epoch", mininterval=0.5)
+    def on_train_start(self, trainer, loop): self.bar = Bar(total=trainer.max_epochs, initial=len(loop.history), desc="training", unit="epochs", mininterval=0.5)
     def on_train_epoch_end(self, trainer, loop):
         self.bar.set_postfix({k: f"{loop.history[-1][f'{k}_loss']:.2f}" for k in ("train", "validation")})
         self.bar.update()

@@ -10,8 +10,7 @@ __all__ = ['EVIDENCE', 'reach', 'shift_row', 'Target', 'Unseen', 'shift_rows', '
 import math, zlib
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
-from tqdm import tqdm
-from ..data.screen import GpovaeError
+from ..data.screen import Bar, GpovaeError
 from .alignment import contract, k_hop
 from .direct import fit_network, prior_matrix, read_prior
 from .predict import Context, average_effects, effects_of, mean_latent
@@ -68,7 +67,7 @@ def _hide(fit, targets, mean, kappa, folds, seed, progress):
     "Measured and predicted shifts of single perturbations that were hidden from the fit, NaN at their own targets."
     single = [r for r, ts in enumerate(targets) if len(ts) == 1]
     measured, predicted = (np.full((len(single), mean.shape[1]), np.nan) for _ in range(2))
-    for fold in tqdm(np.array_split(np.random.default_rng(seed).permutation(len(single)), min(folds, len(single))), desc="hiding perturbations", delay=2, disable=not progress):
+    for fold in Bar(np.array_split(np.random.default_rng(seed).permutation(len(single)), min(folds, len(single))), desc="hiding perturbations", unit="folds", progress=progress):
         hidden = {targets[single[k]][0] for k in fold}
         rest = [r for r, ts in enumerate(targets) if not hidden & set(ts)]
         if not rest: continue
