@@ -126,6 +126,8 @@ def datasets(quiet):
 @click.option("--compile/--no-compile", default=None, help="Compile the likelihood, which takes half a minute first; if neither is said, on GPUs only.")
 @click.option("--devices", type=click.IntRange(1), help="Processes that share every batch, one for each GPU or some cores of this machine.  [default: 1, or those that torchrun or Slurm started]")
 @click.option("--strategy", default="auto", type=click.Choice(["auto", "ddp"]), help="ddp is how several processes share a batch; under Slurm it must be said.")
+@click.option("--prior", type=_in_file, help="Known edges (a table with source, target and, if known, sign, or any list that evaluate --known reads), believed as far as the screen confirms them.  [default: none]")
+@click.option("--prior-strength", default=0.0, type=click.FloatRange(0), help="How many confirmed edges that list is worth before the screen is looked at.")
 @click.option("--on-disk/--in-memory", default=None, help="Leave the counts on disk while training; if not said, where they would take more than half of the available memory.")
 @_set
 @_seed
@@ -324,7 +326,7 @@ def demo(dataset, out, max_epochs, seed, quiet):
             room(tmp / "prepared.h5ad", adata.__sizeof__())
             adata.write_h5ad(tmp / "prepared.h5ad", compression="gzip")
         with _stage("train", quiet):
-            model = GPOVAE(adata)
+            model = GPOVAE(adata, **datasets.entry(dataset).settings)
             model.train(max_epochs=max_epochs, seed=seed, progress=not quiet)
             model.save(tmp, data=out / "prepared.h5ad")
     with _stage("evaluate and report", quiet): made = reports.run("report", out, progress=not quiet, run=str(out.absolute()))

@@ -36,6 +36,7 @@ class Dataset:
     title: str
     load: Callable                               # function that returns the AnnData
     prepare: dict = field(default_factory=dict)  # arguments of gpovae.prepare
+    settings: dict = field(default_factory=dict) # of GPOVAE, where something is known of the genes
     folder: str = ""                             # below $GPOVAE_DATA
     files: tuple[File, ...] = ()
     cells: int | None = None
@@ -268,7 +269,8 @@ _replogle = dict(folder="replogle2022", licence="CC BY 4.0", citation="Replogle 
 REGISTRY = dict(
     simulated=Dataset("Simulated screen with known network, any size", simulated, _tap, licence="MIT", citation="this package"),
     schraivogel2020=Dataset(
-        "TAP-seq of K562, 14 targets on chromosome 8 and at the globin locus", schraivogel2020, _tap | dict(size_factor_exclude=["HBB", "HBD", "HBE1"]), "schraivogel2020_tapseq",
+        "TAP-seq of K562, 14 targets on chromosome 8 and at the globin locus", schraivogel2020, _tap | dict(size_factor_exclude=["HBB", "HBD", "HBE1"]),
+        dict(regulators="perturbed"), "schraivogel2020_tapseq",                 # what else responds are globins and marker genes, which regulate nothing
         (File("gene_expression_counts.csv", _crispat + "gene_expression_counts.csv", "sha256:41468aa891cb97140660edf0d4d2cb6dd435fa42b5f92d954f31082c142ec807", 3.9),
          File("gRNA_counts.h5ad", _crispat + "gRNA_counts.h5ad", "sha256:6452607435b54236dc974530fcb90f468782682cdeba4da677f560affb723003", 2.2)), 20_994, 72, 14,
         "MIT (repository); terms of the original data: see upstream", "Schraivogel et al., Nature Methods 17, 629-635, 2020", "https://github.com/velten-group/crispat"),
