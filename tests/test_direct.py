@@ -156,3 +156,52 @@ def test_a_prior_is_learnt_stored_and_refused(prepared, model, tmp_path):
     for what, message in ((dict(prior=pd.DataFrame(dict(source=["X1"], target=["X2"]))), "None of the 1 prior edges"), (dict(prior=right, prior_strength=-1), "must not be negative"), (dict(prior=right[["source"]]), "no column 'target'")):
         with pytest.raises(GpovaeError, match=message): gpovae.GPOVAE(prepared).train(max_epochs=1, progress=False, **what)
     with pytest.raises(GpovaeError, match="signed effects"): gpovae.GPOVAE(prepared, preset="paper").train(max_epochs=1, progress=False, prior=right)
+
+
+def test_only_perturbed_genes_may_regulate(prepared):
+    knows = gpovae.GPOVAE(prepared, regulators="perturbed"); knows.train(max_epochs=1, progress=False)
+    table = knows.network(min_probability=0, regulators="all")
+    mine = table.source.map(knows.nodes.perturbed)
+    assert not mine.all() and table.probability[~mine].max() < 1e-3 < table.probability[mine].max()
+    with pytest.raises(GpovaeError, match="regulators"): gpovae.GPOVAE(prepared, regulators="everyone")
+
+
+def test_a_list_of_regulators():
+    W, S, se, targets = screen(20, .1)
+    may = np.arange(20) < 10
+    fit = fit_network(S, se, targets, regulators=may, progress=False)
+    assert fit.probability[~may].max() == 0 and fit.probability[:10][W[:10] != 0].mean() > .6
+
+
+def test_prior_edges_on_the_command_line(prepared, tmp_path):
+    from click.testing import CliRunner
+    from gpovae.cli import main
+    truth = prepared.uns["gpovae_truth"]; i, j = np.nonzero(truth["direct"])
+    pd.DataFrame(dict(source=truth["genes"][i], target=truth["genes"][j])).to_csv(tmp_path / "known.csv", index=False)
+    prepared.write_h5ad(tmp_path / "prepared.h5ad")
+    done = CliRunner().invoke(main, ["train", str(tmp_path / "prepared.h5ad"), "--out", str(tmp_path / "run"), "--max-epochs", "1", "--prior", str(tmp_path / "known.csv"), "--prior-strength", "5", "--set", "regulators=perturbed", "--quiet"])
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "run/settings.json").read_text())
+    assert told["prior"]["strength"] == 5 and len(told["prior"]["edges"]) and told["settings"]["regulators"] == "perturbed"
+
+
+def test_two_regulators_that_move_together_share_their_target():
+    "Whatever the seed: a chain that could not change its mind would say 0 or 1."
+    rng = np.random.default_rng(3); n = 33
+    W = np.zeros((n, n)); upstream = rng.normal(0, .6, 30) * (rng.random(30) < .5)
+    W[:30, 30], W[:30, 31], W[30, 32] = upstream, upstream, .6
+    S, se = -1.5 * np.linalg.inv(np.eye(n) - W)[:30], np.full((30, n), .05)
+    S = S + rng.normal(size=S.shape) * se
+    for seed in range(3):
+        fit = fit_network(S, se, [[k] for k in range(30)], copies=0, seed=seed, progress=False)
+        assert .05 < fit.probability[30, 32] < .95 and .05 < fit.probability[31, 32] < .95
+        assert (fit.probability * fit.effect)[30:32, 32].sum() == pytest.approx(.6, abs=.12)
+
+
+def test_no_circle_holds_itself_up():
+    "Two genes that only gene 0 moves: somewhere it starts at gene 0."
+    rng = np.random.default_rng(0); n = 22
+    W = np.zeros((n, n)); W[0, 20:] = .8
+    S, se = -1.5 * np.linalg.inv(np.eye(n) - W)[:20], np.full((20, n), .05)
+    p = fit_network(S + rng.normal(size=S.shape) * se, se, [[k] for k in range(20)], copies=0, progress=False).probability
+    assert p[0, 20:].sum() > 1 and min(p[20, 21], p[21, 20]) < .5
