@@ -127,7 +127,7 @@ def test_import_is_lazy():
     with pytest.raises(AttributeError): gpovae.nothing
 
 
-@pytest.mark.parametrize("command, most", [((Path(sys.executable).with_name("gpovae"), "--help"), 1), ((sys.executable, "-c", "import gpovae"), 1), ((sys.executable, "-c", "import gpovae; gpovae.GPOVAE"), 10)], ids=["help", "import", "model"])
+@pytest.mark.parametrize("command, most", [((Path(sys.executable).with_name("gpovae"), "--help"), 1), ((sys.executable, "-c", "import gpovae"), 1)], ids=["help", "import"])
 def test_start_is_quick(command, most):
     seconds = []
     for _ in range(3):

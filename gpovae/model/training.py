@@ -60,6 +60,17 @@ def build(
     if settings.target_dispersion: _start_targets(vae, screen, cells)
     return vae, cells.labels, cells.batches
 
+def _table(screen, cells, nodes):
+    "Targets, shifts, standard errors and the cells behind them, in the numbering of `cells`."
+    if Key.shifts not in screen.adata.uns: raise GpovaeError("The table of shifts is missing. Run gpovae.prepare(adata).")
+    table = screen.adata.uns[Key.shifts]
+    at = {p: i for i, p in enumerate(np.asarray(table["perturbation"]).astype(str))}
+    if lacking := [p for p in cells.labels if p not in at]:
+        raise GpovaeError(f"No training cell of perturbation {lacking[0]!r} passes quality control, so its effects were not measured. Leave it out, or prepare with a larger n_mads.")
+    rows = [at[p] for p in cells.labels]
+    return [[nodes.index.get_loc(t) for t in targets(p)] for p in cells.labels], *(np.asarray(table[k])[rows] for k in ("mean", "se", "cells"))
+
+# %% ../../nbs/24_model.training.ipynb #62fd970e
 def _raw(screen, cells, rows):
     "Counts of some training cells. Raises `GpovaeError` where they were changed after the preparation."
     x = dense(cells.X[rows]); bad = ~((x >= 0) & (x == np.rint(x)))
@@ -91,16 +102,6 @@ def _start_targets(vae, screen, cells):
                 mu = (x / l).mean() * l
                 excess = ((x - mu) ** 2 - x).mean() / max((mu ** 2).mean(), 1e-12)
                 vae.log_theta_target[t] = -np.log(np.clip(excess, 0.05, 50))
-
-def _table(screen, cells, nodes):
-    "Targets, shifts, standard errors and the cells behind them, in the numbering of `cells`."
-    if Key.shifts not in screen.adata.uns: raise GpovaeError("The table of shifts is missing. Run gpovae.prepare(adata).")
-    table = screen.adata.uns[Key.shifts]
-    at = {p: i for i, p in enumerate(np.asarray(table["perturbation"]).astype(str))}
-    if lacking := [p for p in cells.labels if p not in at]:
-        raise GpovaeError(f"No training cell of perturbation {lacking[0]!r} passes quality control, so its effects were not measured. Leave it out, or prepare with a larger n_mads.")
-    rows = [at[p] for p in cells.labels]
-    return [[nodes.index.get_loc(t) for t in targets(p)] for p in cells.labels], *(np.asarray(table[k])[rows] for k in ("mean", "se", "cells"))
 
 # %% ../../nbs/24_model.training.ipynb #783f3886
 def plate_counts(vae: VAE, cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
