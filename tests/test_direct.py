@@ -205,3 +205,20 @@ def test_no_circle_holds_itself_up():
     S, se = -1.5 * np.linalg.inv(np.eye(n) - W)[:20], np.full((20, n), .05)
     p = fit_network(S + rng.normal(size=S.shape) * se, se, [[k] for k in range(20)], copies=0, progress=False).probability
     assert p[0, 20:].sum() > 1 and min(p[20, 21], p[21, 20]) < .5
+
+
+def test_same_bits_from_code_just_compiled_and_from_the_cache(tmp_path):
+    import os, subprocess, sys
+    script = """
+import hashlib, numpy as np
+from gpovae.model.direct import fit_network
+rng = np.random.default_rng(0); n = 40
+W = (rng.random((n, n)) < .06) * rng.choice([-.4, .4], (n, n)); np.fill_diagonal(W, 0); W[:10, 30] = W[:10, 31] = .3
+W *= min(1, .8 / np.abs(np.linalg.eigvals(W)).max())
+S = -1.5 * np.linalg.inv(np.eye(n) - W)[:25] + .05 * rng.normal(size=(25, n))
+fit = fit_network(S, np.full(S.shape, .05), [[k] for k in range(25)], copies=0, progress=False)
+print(hashlib.sha256(b"".join(x.tobytes() for x in fit[:3])).hexdigest())
+"""
+    run = lambda: subprocess.run([sys.executable, "-c", script], env=os.environ | dict(NUMBA_CACHE_DIR=str(tmp_path)), capture_output=True, text=True, check=True).stdout
+    first = run()
+    assert any(tmp_path.rglob("*direct*.nbi")) and run() == first

@@ -8,6 +8,7 @@ __all__ = ['LOOSE', 'ALIKE', 'SPREADS', 'TAILS', 'CHOSEN', 'mixture', 'shrink', 
 
 # %% ../../nbs/21b_model.direct.ipynb #9b23445b
 import numba, numpy as np, pandas as pd, torch
+from contextlib import contextmanager
 from typing import NamedTuple
 from fastcore.basics import patch
 from scipy.optimize import minimize
@@ -18,6 +19,16 @@ from .alignment import contract, own_shift
 LOOSE = np.float32(0.05)    # least that is left of one when the loops through a target are taken from it
 
 @numba.njit(fastmath=True, nogil=True, cache=True)
+def _dot(x, y):
+    s = np.float32(0)
+    for g in range(len(x)): s += x[g] * y[g]
+    return s
+
+@numba.njit(fastmath={"contract"}, nogil=True, cache=True)
+def _add(left, omega, x, d):
+    for g in range(len(x)): left[g] += omega[g] * x[g] * d
+
+@numba.njit(error_model="numpy", nogil=True, cache=True)
 def _states(b, a, odds, plus, minus, mu, var, open, back, rows):
     """Means of an effect as activation and as repression, its variance, and the log odds of both against no edge. `b` is what the residual without it says, `a` with what precision;
     `open` is one less the loops through the target without this edge, `back` what the target does to the regulator, `rows` the perturbations that move the target."""
@@ -29,54 +40,63 @@ def _states(b, a, odds, plus, minus, mu, var, open, back, rows):
         yes += rows * (np.log(min(max(open - up * back, LOOSE), np.float32(1))) - now); no += rows * (np.log(min(max(open - down * back, LOOSE), np.float32(1))) - now)
     return up, down, v, yes, no
 
-@numba.njit(parallel=True, fastmath=True, nogil=True, cache=True)
+# %% ../../nbs/21b_model.direct.ipynb #d7369826
+@numba.njit(error_model="numpy", nogil=True, cache=True)
+def _target(X, omega, left, a, order, may, odds, plus, minus, mu, var, open, back, rows, u, normal, w, p, m, square):
+    "One round over all regulators of a target. `left` is precision times residual. Adds to p, m and square; returns what is left of one without its loops."
+    for i in order:
+        if not may[i]: continue
+        up, down, v, yes, no = _states(_dot(X[i], left) + a[i] * w[i], a[i], odds[i], plus[i], minus[i], mu, var[i], open + w[i] * back[i], back[i], rows)
+        top = max(yes, no, np.float32(0))
+        yes, no, none = np.exp(yes - top), np.exp(no - top), np.exp(-top)
+        yes, no = yes / (yes + no + none), no / (yes + no + none)
+        p[i] += yes + no; m[i] += yes * up + no * down; square[i] += yes * (up * up + v) + no * (down * down + v)
+        new, may[i] = np.float32(0), 1
+        if u[i] < yes: new, may[i] = np.float32(up + np.sqrt(v) * normal[i]), 2
+        elif u[i] < yes + no: new, may[i] = np.float32(down + np.sqrt(v) * normal[i]), 3
+        if new != w[i]:
+            _add(left, omega, X[i], w[i] - new)
+            open -= (new - w[i]) * back[i]
+            w[i] = new
+    return open
+
+@numba.njit(parallel=True, error_model="numpy", nogil=True, cache=True)
 def _draw(X, omega, left, a, order, may, odds, plus, minus, mu, var, open, back, rows, u, normal, w, some, p, m, square):
-    "One round over all regulators, targets side by side; everything is stored target first. `left` is precision times residual. Adds to p, m and square."
+    "One round over `some` targets, side by side; everything is stored target first."
     for h in numba.prange(len(some)):
         j = some[h]
-        for i in order:
-            if not may[j, i]: continue
-            x, s = X[i], np.float32(0)
-            for g in range(X.shape[1]): s += x[g] * left[j, g]
-            up, down, v, yes, no = _states(s + a[j, i] * w[j, i], a[j, i], odds[j, i], plus[j, i], minus[j, i], mu, var[j, i], open[j] + w[j, i] * back[j, i], back[j, i], rows[j])
-            top = max(yes, no, np.float32(0))
-            yes, no, none = np.exp(yes - top), np.exp(no - top), np.exp(-top)
-            yes, no = yes / (yes + no + none), no / (yes + no + none)
-            p[j, i] += yes + no; m[j, i] += yes * up + no * down; square[j, i] += yes * (up * up + v) + no * (down * down + v)
-            new, may[j, i] = np.float32(0), 1
-            if u[h, i] < yes: new, may[j, i] = np.float32(up + np.sqrt(v) * normal[h, i]), 2
-            elif u[h, i] < yes + no: new, may[j, i] = np.float32(down + np.sqrt(v) * normal[h, i]), 3
-            if new != w[j, i]:
-                for g in range(X.shape[1]): left[j, g] -= omega[j, g] * x[g] * (new - w[j, i])
-                open[j] -= (new - w[j, i]) * back[j, i]
-                w[j, i] = new
+        open[j] = _target(X, omega[j], left[j], a[j], order, may[j], odds[j], plus[j], minus[j], mu, var[j], open[j], back[j], rows[j], u[h], normal[h], w[j], p[j], m[j], square[j])
 
 # %% ../../nbs/21b_model.direct.ipynb #8ce58fee
 ALIKE = 0.5          # |cosine| of the shifts of two regulators above which they are tried in each other's place
 
-@numba.njit(parallel=True, fastmath=True, nogil=True, cache=True)
+@numba.njit(error_model="numpy", nogil=True, cache=True)
+def _hop(X, omega, left, a, pairs, may, odds, plus, minus, mu, var, open, back, rows, u, normal, w):
+    mean, size, log, bent = np.zeros(4, np.float32), np.zeros(4, np.float32), np.zeros(4, np.float32), np.zeros_like(left)
+    for q in range(len(pairs)):
+        pair = pairs[q]
+        if not may[pair[0]] or not may[pair[1]] or (may[pair[0]] > 1) == (may[pair[1]] > 1): continue
+        on = pair[0] if may[pair[0]] > 1 else pair[1]
+        bent[:] = left; _add(bent, omega, X[on], w[on])                     # the residual without either
+        for h in range(2):
+            i = pair[h]
+            up, down, v, yes, no = _states(_dot(X[i], bent), a[i], odds[i], plus[i], minus[i], mu, var[i], open + w[on] * back[on], back[i], rows)
+            mean[2 * h], mean[2 * h + 1], log[2 * h], log[2 * h + 1], size[2 * h:2 * h + 2] = up, down, yes, no, np.sqrt(v)
+        part = np.exp(log - log.max())
+        k = min(np.searchsorted(np.cumsum(part) / part.sum(), u[q]), 3)
+        new, i = np.float32(mean[k] + size[k] * normal[q]), pair[k // 2]
+        _add(bent, omega, X[i], -new); left[:] = bent
+        open += w[on] * back[on] - new * back[i]
+        w[on], may[on] = 0, 1
+        w[i], may[i] = new, 2 + k % 2
+    return open
+
+@numba.njit(parallel=True, error_model="numpy", nogil=True, cache=True)
 def _swap(X, omega, left, a, pairs, may, odds, plus, minus, mu, var, open, back, rows, u, normal, w, some):
     "For each target and each pair of regulators of which exactly one acts: which one, drawn anew."
-    for f in numba.prange(len(some)):
-        j = some[f]
-        mean, size, log = np.zeros(4, np.float32), np.zeros(4, np.float32), np.zeros(4, np.float32)
-        for q in range(len(pairs)):
-            pair = pairs[q]
-            if not may[j, pair[0]] or not may[j, pair[1]] or (may[j, pair[0]] > 1) == (may[j, pair[1]] > 1): continue
-            on = pair[0] if may[j, pair[0]] > 1 else pair[1]
-            for h in range(2):
-                i, s, cross = pair[h], np.float32(0), np.float32(0)
-                for g in range(X.shape[1]):
-                    s += X[i, g] * left[j, g]; cross += X[i, g] * omega[j, g] * X[on, g]
-                up, down, v, yes, no = _states(s + cross * w[j, on], a[j, i], odds[j, i], plus[j, i], minus[j, i], mu, var[j, i], open[j] + w[j, on] * back[j, on], back[j, i], rows[j])
-                mean[2 * h], mean[2 * h + 1], log[2 * h], log[2 * h + 1], size[2 * h:2 * h + 2] = up, down, yes, no, np.sqrt(v)
-            part = np.exp(log - log.max())
-            k = min(np.searchsorted(np.cumsum(part) / part.sum(), u[f, q]), 3)
-            new, i = np.float32(mean[k] + size[k] * normal[f, q]), pair[k // 2]
-            for g in range(X.shape[1]): left[j, g] -= omega[j, g] * (X[i, g] * new - X[on, g] * w[j, on])
-            open[j] += w[j, on] * back[j, on] - new * back[j, i]
-            w[j, on], may[j, on] = 0, 1
-            w[j, i], may[j, i] = new, 2 + k % 2
+    for h in numba.prange(len(some)):
+        j = some[h]
+        open[j] = _hop(X, omega[j], left[j], a[j], pairs, may[j], odds[j], plus[j], minus[j], mu, var[j], open[j], back[j], rows[j], u[h], normal[h], w[j])
 
 # %% ../../nbs/21b_model.direct.ipynb #4d1a96a8
 class _Table(NamedTuple):
@@ -273,6 +293,14 @@ def temper(
     return tuple(minimize(loss, [0.0, 1.0], method="L-BFGS-B", bounds=[(-3, 0), (0.3, 1)]).x)
 
 # %% ../../nbs/21b_model.direct.ipynb #849096e2
+@contextmanager
+def _threads(one: bool):
+    "Threads that wait for each other cost more than they help where there is little to do, above all on cores that are busy."
+    before = numba.get_num_threads()
+    numba.set_num_threads(1 if one else before)
+    try: yield
+    finally: numba.set_num_threads(before)
+
 class NetworkFit(NamedTuple):
     probability: np.ndarray  # (n, n) of an edge, row = regulator
     effect: np.ndarray       # (n, n) signed direct effect, given that there is an edge
@@ -298,7 +326,7 @@ def fit_network(
     t, burn, small = _table(mean, se, targets, prior, strength, regulators, floor), draws // 2, mean.shape[1] <= 300
     chains, copies = 1 + small if chains is None else chains, 4 * small if copies is None else copies
     seen = t.free.any(0); can = t.own.any(0)[:, None] & np.isin(np.arange(len(seen)), t.order)[:, None] & seen & ~np.eye(len(seen), dtype=bool)
-    with Bar(total=(chains + copies) * (burn + draws), desc="fitting the network", unit="draws", progress=progress) as bar:
+    with _threads(small), Bar(total=(chains + copies) * (burn + draws), desc="fitting the network", unit="draws", progress=progress) as bar:
         p, effect, std, states = _chains(t, [[seed, k] for k in range(chains)], burn, draws, bar.update)
         q, found = p, []
         for k in range(copies if t.free.any() else 0):
