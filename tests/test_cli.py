@@ -52,7 +52,7 @@ def test_score_of_any_model(run_folder, tmp_path):
     status, text = gpovae("score", tmp_path / "train.h5ad", tmp_path / "test.h5ad", "--perturbation-key", "gene", "--out", tmp_path / "s.json")
     scores = json.loads((tmp_path / "s.json").read_text())
     assert status == 0 and list(scores) == list(METRICS) and 0 < scores["ate_rho"] < 1 and f"{scores['ate_rho']:.4f}" in text
-    status, text = gpovae("score", tmp_path / "test.h5ad", tmp_path / "test.h5ad", "--perturbation-key", "gene")
+    status, text = gpovae("score", tmp_path / "test.h5ad", tmp_path / "test.h5ad", "--perturbation-key", "gene", "--quiet")
     assert status == 0 and text.splitlines()[0].split() == ["ATE-rho", "1.0000"]
     status, text = gpovae("score", tmp_path / "test.h5ad", tmp_path / "test.h5ad", "--perturbation-key", "drug")
     assert status == 2 and "'drug'" in text

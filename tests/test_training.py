@@ -37,7 +37,7 @@ def test_measuring_the_cost_changes_nothing(adata, preset, capsys):
     pd.testing.assert_frame_equal(first, second, check_exact=True)
     for (name, w), other in zip(a.named_parameters(), b.parameters()): assert torch.equal(w, other), name
     said = capsys.readouterr().err
-    assert said.index("steps and about") < said.index("epoch/s") and "GiB of memory" in said and "3 epochs, all were run" in said
+    assert said.index("steps and about") < said.index("3 epochs, all were run") and "GiB of memory" in said
 
 
 def test_global_state_is_as_before(adata):

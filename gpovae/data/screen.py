@@ -126,11 +126,12 @@ class Bar(tqdm):
         super().__init__(*args, **dict(delay=2, disable=not progress) | plain | settings)
 
     def display(self, msg=None, pos=None):
-        if (now := time()) < self.start_t + self.delay: return
+        now = time(); gone = now - getattr(self, "start_t", now)        # tqdm may show itself before it starts
+        if gone < self.delay: return
         if self.live: return super().display(msg, pos)
         if msg == "" or now < self.due: return
         self.fp.write(f"{str(self).rstrip()}\n"); self.fp.flush()
-        self.due = now + max(10, (now - self.start_t) / 10)
+        self.due = now + max(10, gone / 10)
 
     def close(self):
         if not self.live and not self.disable:

@@ -69,7 +69,7 @@ PRESETS = dict(
 
 def _in_range(name, value, whole):
     "Sizes and numbers of something are at least 1, weights at least 0, some of them more. Raises `GpovaeError`."
-    low, more = np.min(value), name in ("learning_rate", "decoder_prior", "edge_prior")
+    low, more = np.min(value), name in ("decoder_prior", "edge_prior")
     if low < whole or (more and low == 0) or (name == "edge_prior" and low >= 1):
         raise GpovaeError(f"{name}={value!r} is not possible: it needs {'whole numbers from 1 up' if whole else 'a number' + (' above 0' if more else ' from 0 up') + ' and below 1' * (name == 'edge_prior')}.")
 
