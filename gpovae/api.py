@@ -376,7 +376,7 @@ def save(self: GPOVAE,
 ) -> Path:
     "Write the model to a folder; every file appears whole or not at all."
     check_settings(locals(), GPOVAE.save.__annotations__)
-    vae = self._trained()
+    vae, path = self._trained(), Path(path)
     if self._removed(): raise GpovaeError(f"A model without {self._removed()} cannot be saved. Save the whole model, and cut again after loading it.")
     tensors = {k: v.contiguous() for k, v in vae.state_dict().items()} | {f"context.{k}": v.contiguous() for k, v in self.context._asdict().items()} | {f"anchor.{i}": torch.from_numpy(v) for i, v in enumerate(self.anchor)}
     with complete(path, "the run") as tmp:
@@ -431,6 +431,7 @@ def load(cls: GPOVAE,
     "Read a model back. Raises `GpovaeError` for a folder that is no run, was altered, or does not fit the screen."
     check_settings(dict(path=path, adata=adata, data=data), GPOVAE.load.__annotations__)
     path, s = Path(path), run_settings(path)
+    if not isinstance(s.get("files"), dict) or {WEIGHTS, HISTORY} - set(s["files"]): raise GpovaeError(f"{path / 'settings.json'} does not say which files belong to the run ({WEIGHTS}, {HISTORY}). Restore it, or train again.")
     for name, known in s["files"].items():
         if not (path / name).is_file(): raise GpovaeError(f"{path} has no {name}, which belongs to a run. Copy the whole folder, or train again.")
         if _sha256(path / name) != known: raise GpovaeError(f"{path / name} does not belong to its settings.json (other checksum): it was altered, or cut off while it was copied or saved. Copy it again, or train again.")

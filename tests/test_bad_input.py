@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 import gpovae
 from gpovae import GPOVAE, GpovaeError
+from gpovae.api import _checksum
 from gpovae.cli import main
 from gpovae.data.prepare import prepare_file
 from gpovae.data.screen import Key
@@ -302,14 +303,18 @@ def folder(tmp_path_factory, prepared, model):
 # Runs that somebody changed: f(path of a copy)
 def text(name, content): return lambda p: (p / name).write_text(content)
 def bytes_(name, g): return lambda p: (p / name).write_bytes(g((p / name).read_bytes()))
-def setting(**values): return lambda p: (p / "settings.json").write_text(json.dumps(json.loads((p / "settings.json").read_text()) | values))
-def without(name): return lambda p: (p / "settings.json").write_text(json.dumps({k: v for k, v in json.loads((p / "settings.json").read_text()).items() if k != name}))
+def signed(g):
+    "Settings that were changed by somebody who knows of the checksum."
+    def f(p): s = g(json.loads((p / "settings.json").read_text())); (p / "settings.json").write_text(json.dumps(s | dict(checksum=_checksum(s))))
+    return f
+def setting(**values): return signed(lambda s: s | values)
+def without(name): return signed(lambda s: {k: v for k, v in s.items() if k != name})
 def folder_for(name): return lambda p: ((p / name).unlink(), (p / name).mkdir())
 RUNS = {
-    **{f"no {n}": (lambda p, n=n: (p / n).unlink(), n.split(".")[0] if n != "model.safetensors" else "weights") for n in ("settings.json", "model.safetensors", "history.csv")},
-    **{f"{n} empty": (text(n, ""), n if n != "model.safetensors" else "weights") for n in ("settings.json", "model.safetensors", "history.csv")},
-    **{f"{n} is a folder": (folder_for(n), n.split(".")[0] if n != "model.safetensors" else "weights") for n in ("model.safetensors", "history.csv")},
-    **{f"settings without {k}": (without(k), k) for k in ("format", "preset", "settings", "genes", "labels", "nodes", "weights", "batches", "cells")},
+    **{f"no {n}": (lambda p, n=n: (p / n).unlink(), n.split(".")[0]) for n in ("settings.json", "model.safetensors", "history.csv")},
+    **{f"{n} empty": (text(n, ""), n) for n in ("settings.json", "model.safetensors", "history.csv")},
+    **{f"{n} is a folder": (folder_for(n), n.split(".")[0]) for n in ("model.safetensors", "history.csv")},
+    **{f"settings without {k}": (without(k), k) for k in ("format", "preset", "settings", "genes", "labels", "nodes", "files", "batches", "cells")},
     "settings cut": (bytes_("settings.json", lambda b: b[:len(b) // 2]), "settings.json.*damaged"), "settings binary": (bytes_("settings.json", lambda b: b"\xff\xfe\x00" + b), "settings.json.*damaged"), "settings a list": (text("settings.json", "[]"), "format"), "settings a number": (text("settings.json", "3"), "format"),
     "weights cut": (bytes_("model.safetensors", lambda b: b[:-100]), "weights"), "weights changed": (bytes_("model.safetensors", lambda b: b[:-4] + b"abcd"), "checksum"), "weights are text": (text("model.safetensors", "hello"), "weights"),
     "of a later version": (setting(format=99), "99"), "preset of a later version": (setting(preset="v9"), "v9"), "a gene less": (setting(genes=["g0"]), "settings.json"), "a label less": (setting(labels=["g0"]), None), "no batches": (setting(batches=[]), None),

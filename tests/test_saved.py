@@ -109,12 +109,12 @@ BROKEN = {
     "of the past": (lambda f: rewritten(f, format=1), "format 1, of a version before the first release, which cannot be brought up to date"),
     "format 2, and something missing": (lambda f: rewritten(f, format=2), "says format 2, and lacks 'weights'"),
     "signed, a setting that does not exist": (lambda f: rewritten(f, settings=dict(magic=1)), "magic"),
-    "signed, a size that is not that of the weights": (lambda f: rewritten(f, settings=json.loads((f / "settings.json").read_text())["settings"] | dict(latent=5)), "cannot be read as a run .*size mismatch"),
+    "signed, a size that is not that of the weights": (lambda f: rewritten(f, settings=json.loads((f / "settings.json").read_text())["settings"] | dict(latent=5)), "weights in .* do not fit its settings.json"),
     "signed, no nodes": (lambda f: rewritten(f, nodes=None), "cannot be read as a run .*nodes"),
-    "signed, a tensor too few": (lambda f: weights(f, lambda t: t.pop("log_theta")), "cannot be read as a run .*log_theta|cannot be read as a run"),
+    "signed, a tensor too few": (lambda f: weights(f, lambda t: t.pop("log_theta")), "weights in .* do not fit its settings.json"),
     "signed, no anchor": (lambda f: weights(f, lambda t: t.pop("anchor.0")), "cannot be read as a run .*anchor"),
     "signed, a pickle for weights": (lambda f: (torch.save({}, f / "model.safetensors"), rewritten(f, files={"model.safetensors": hashlib.sha256((f / "model.safetensors").read_bytes()).hexdigest()})), "cannot be read as a run .*Safetensor"),
-    "a screen that is none": (lambda f: ((f / "x.h5ad").write_text("x"), rewritten(f, data=str(f / "x.h5ad"))), "the screen that this run was trained on, cannot be read"),
+    "a screen that is none": (lambda f: ((f / "x.h5ad").write_text("x"), rewritten(f, data=str(f / "x.h5ad"))), "The screen that this run was trained on cannot be read: .*x.h5ad"),
 }
 
 

@@ -4,6 +4,7 @@ import json, shutil
 import numpy as np, pandas as pd, pytest
 from scipy import stats
 
+from gpovae.api import _checksum
 from gpovae import compare, published, studies
 from gpovae.data.screen import GpovaeError
 
@@ -113,7 +114,8 @@ def test_what_cannot_be_used_is_named(run_folder, tmp_path):
     def copy(name, change=None, text=None):
         shutil.copytree(run_folder / "run", tmp_path / name)
         f = tmp_path / name / "settings.json"
-        f.write_text(text if text is not None else json.dumps(json.loads(f.read_text()) | (change or {})))
+        told = json.loads(f.read_text()) | (change or {})
+        f.write_text(text if text is not None else json.dumps(told | dict(checksum=_checksum(told))))
     copy("a"); copy("again"); copy("damaged", text="{"); copy("empty", text="{}"); copy("gone", dict(data="/nowhere.h5ad")); copy("never", dict(data=None)); copy("other", dict(cells="0" * 16)); copy("renamed")
     (tmp_path / "notes").mkdir(); (tmp_path / "notes/settings.json").write_text("[]")
     copy("text", dict(data=str(tmp_path / "notes/settings.json")))
