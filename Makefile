@@ -13,7 +13,7 @@ demo: .venv/.done
 # two workers, one thread each
 test: export OMP_NUM_THREADS ?= 1
 test: export NUMBA_NUM_THREADS ?= 1
-test: .venv/.done
+test: .venv/.done .venv/.docs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 bench: .venv/.done

@@ -431,7 +431,7 @@ def load(cls: GPOVAE,
     "Read a model back. Raises `GpovaeError` for a folder that is no run, was altered, or does not fit the screen."
     check_settings(dict(path=path, adata=adata, data=data), GPOVAE.load.__annotations__)
     path, s = Path(path), run_settings(path)
-    if not isinstance(s.get("files"), dict) or {WEIGHTS, HISTORY} - set(s["files"]): raise GpovaeError(f"{path / 'settings.json'} does not say which files belong to the run ({WEIGHTS}, {HISTORY}). Restore it, or train again.")
+    if not isinstance(s.get("files"), dict) or WEIGHTS not in s["files"]: raise GpovaeError(f"{path / 'settings.json'} does not say which files belong to the run. Restore it, or train again.")
     for name, known in s["files"].items():
         if not (path / name).is_file(): raise GpovaeError(f"{path} has no {name}, which belongs to a run. Copy the whole folder, or train again.")
         if _sha256(path / name) != known: raise GpovaeError(f"{path / name} does not belong to its settings.json (other checksum): it was altered, or cut off while it was copied or saved. Copy it again, or train again.")
