@@ -48,7 +48,7 @@ def filtered(page, value):
     "Milliseconds from a move of the slider to the drawing that follows."
     page.evaluate("gpovaeNetwork.timing.step = null")
     page.locator("#min").evaluate("(m, v) => { m.value = v; m.dispatchEvent(new Event('input')); }", value)
-    return until(page, "gpovaeNetwork.timing.step")
+    return until(page, f"gpovaeNetwork.state.min === {float(value)} && gpovaeNetwork.timing.step")       # a drawing that was under way does not count
 
 
 def explorer(options):
