@@ -291,7 +291,6 @@ class Keeper(Callback):
     def begin(self, trainer, loop, told: dict):
         "Go on where the state on disk says, if there is one."
         self.told = told
-        if self.path is None: return
         self.tensors, self.history = read_state(self.path, told, trainer.max_epochs)
         if not self.history: return
         n, part = len(self.history), lambda name: {k.partition(".")[2]: v for k, v in self.tensors.items() if k.startswith(f"{name}.")}
@@ -383,7 +382,7 @@ def fit(
         trainer = _trainer(epochs, settings.clip_norm, accelerator, among, [keeper] + [timer] * (timer is not None) + [Progress()] * show)
         device = trainer.strategy.root_device
         loop, compiled = Loop(vae, settings, seed, cells[1], in_bf16(precision, device)), device.type == "cuda" if compile == "auto" else compile
-        keeper.begin(trainer, loop, identity(screen, settings, seed, bf16=loop.bf16, compiled=compiled, device=device.type, processes=among.world, **asked or {}))
+        if keeper.path: keeper.begin(trainer, loop, identity(screen, settings, seed, bf16=loop.bf16, compiled=compiled, device=device.type, processes=among.world, **asked or {}))
         with use_compiled(compiled):
             if progress: told = announce(cost(loop, loaders(), cells[1], device), epochs - len(loop.history), limit, among.world)
             if show: print(*([f"training: goes on after epoch {len(loop.history) - 1}, from {keeper.path}"] if loop.history else []), told, sep="\n", file=sys.stderr)
