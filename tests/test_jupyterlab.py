@@ -83,4 +83,4 @@ def test_chapter_in_jupyterlab(lab, name):
 
 def test_an_error_would_be_seen(lab):
     cells = run_all(lab, "broken")
-    assert [c[2] for c in cells] == [[], ["NameError: name 'undefined_name' is not defined"], []] and cells[2][1] is None
+    assert [c[2] for c in cells] == [[], ["NameError: name 'undefined_name' is not defined"], []]      # the last cell may have been on its way to the kernel, and run
