@@ -83,7 +83,7 @@ def test_too_few_cells_give_no_distance(n, m):
 def test_table_has_a_row_per_perturbation_and_survives_a_file(screen, tmp_path):
     table = perturbation_table(screen, "guide")
     assert list(table.index) == Screen(screen).perturbations
-    assert list(table) == ["cells", "passing", "train", "change", "z", "responders", "energy", "energy_p", "guides", "agreement", "agreement_halves", "worked"]
+    assert list(table) == ["cells", "passing", "train", "change", "z", "responders", "response_p", "energy", "energy_p", "guides", "agreement", "agreement_halves", "worked"]
     assert all(table[c].dtype.kind == "i" for c in ("cells", "train", "responders", "guides")) and set(table.worked) <= {"yes", "no", "too few cells", "held out"}
     labels, s = Screen(screen).labels, Screen(screen)
     for p in table.index[:3]:
@@ -174,8 +174,20 @@ def test_pairs_average_their_targets():
 
 
 def test_verdict_follows_the_target_and_else_the_cells():
-    t = pd.DataFrame(dict(held_out=False, train=[50] * 5 + [9], z=[-3.1, 3.1, -2.9, np.nan, np.nan, -9], energy_p=[.9, .9, .005, .0099, .01, .005]))
-    assert verdict(t).tolist() == ["yes", "yes", "no", "yes", "no", "too few cells"]
+    t = pd.DataFrame(dict(held_out=False, train=[50] * 6 + [9], z=[-3.1, 3.1, -2.9, np.nan, np.nan, np.nan, -9], response_p=[1, 1, .005, 1, .02, .0099, .005], energy_p=[.9, .9, .005, .0099, .01, .9, .005]))
+    assert verdict(t).tolist() == ["yes", "yes", "no", "yes", "no", "yes", "too few cells"]
+
+
+def test_a_few_genes_that_moved_are_enough_where_the_target_is_not_measured():
+    "An enhancer of three genes among many: the whole profile hardly differs."
+    a = raw(n_cells=2500, n_perturbations=14, control_share=.6); label = a.obs.gene.astype(str).to_numpy()
+    own = [g for g in pd.unique(label) if g in a.var_names]
+    cells, X = np.random.default_rng(0).permutation(np.flatnonzero(label == "non-targeting"))[:200], a.X.toarray()
+    for p, part in zip(("ENHANCER", "NOTHING"), np.split(cells, 2)): label[part] = p
+    at = a.var_names.get_indexer(own[:3]); X[np.ix_(cells[:100], at)] = np.random.default_rng(0).binomial(X[np.ix_(cells[:100], at)].astype(int), .1)
+    a.X, a.obs["gene"] = type(a.X)(X.astype(np.float32)), label
+    table = perturbation_table(annotated(a)).loc[["ENHANCER", "NOTHING"]]
+    assert table.z.isna().all() and table.worked.tolist() == ["yes", "no"] and table.response_p["ENHANCER"] < 1e-6 and table.response_p["NOTHING"] > .01
 
 
 def test_relabelled_controls_are_called_no():
@@ -220,8 +232,8 @@ def test_missing_guide_key_is_named(screen):
 
 
 def test_own_target_of_nothing_measured():
-    t = own_target(pd.DataFrame([[np.nan, .1]], ["A"], ["A", "B"]), pd.DataFrame([[np.nan, .01]], ["A"], ["A", "B"]))
-    assert np.isnan(t.change["A"]) and np.isnan(t.z["A"]) and t.responders["A"] == 1
+    t = own_target(pd.DataFrame([[np.nan, .1]], ["A"], ["A", "B"]), pd.DataFrame([[np.nan, .01]], ["A"], ["A", "B"]), [20])
+    assert np.isnan(t.change["A"]) and np.isnan(t.z["A"]) and t.responders["A"] == 1 and 0 < t.response_p["A"] < 1e-6
 
 
 # published tables

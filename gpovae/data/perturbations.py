@@ -11,7 +11,7 @@ __all__ = ['RESPONDS', 'PERMUTATIONS', 'MOST_CELLS', 'POOL', 'MOST_GENES', 'LEAS
 from pathlib import Path
 import anndata as ad, numpy as np, pandas as pd, re
 from scipy.spatial.distance import cdist, pdist
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, t as student
 from sklearn.metrics import euclidean_distances
 from .matching import LEAST_GENES, shift_table
 from .nodes import fold_changes, rank_sum_test, strata
@@ -23,14 +23,16 @@ RESPONDS = 4   # |z| of a responder
 def own_target(
     shift: pd.DataFrame,  # (perturbations, nodes) natural-log fold change
     se: pd.DataFrame,     # likewise, standard error
-) -> pd.DataFrame:        # change, z, responders
-    "What every perturbation did to its own target, and to how many other nodes."
+    cells,                # (perturbations,) behind each row
+) -> pd.DataFrame:        # change, z, responders, response_p
+    "What every perturbation did to its own target, to how many other nodes, and whether it did anything to the one that moved most."
     own = np.array([shift.columns.isin(targets(p)) for p in shift.index]).reshape(shift.shape)
     s, e = shift.to_numpy(float), se.to_numpy(float)
     mine = own & np.isfinite(s); n = np.where(mine.any(1), mine.sum(1), np.nan)
     mean, error = np.where(mine, s, 0).sum(1) / n, np.sqrt(np.where(mine, e**2, 0).sum(1)) / n
-    responders = (np.abs(np.where(own, 0, s / e)) > RESPONDS).sum(1)
-    return pd.DataFrame(dict(change=np.expm1(mean), z=mean / error, responders=responders), index=shift.index)
+    others = np.abs(np.where(own | ~np.isfinite(s), 0, s / e))
+    p = 2 * student.sf(others.max(1), np.maximum(np.asarray(cells, float) - 1, 1)) * (np.isfinite(s) & ~own).sum(1)
+    return pd.DataFrame(dict(change=np.expm1(mean), z=mean / error, responders=(others > RESPONDS).sum(1), response_p=np.minimum(p, 1)), index=shift.index)
 
 # %% ../../nbs/16b_data.perturbations.ipynb #bbd5f519
 def energy_distance(X, Y) -> float:  # (cells, coordinates) each
@@ -140,10 +142,10 @@ def guide_agreement(
 
 # %% ../../nbs/16b_data.perturbations.ipynb #c8ba1dd8
 def verdict(
-    table: pd.DataFrame,  # held_out, train, z, energy_p
+    table: pd.DataFrame,  # held_out, train, z, response_p, energy_p
 ) -> np.ndarray:          # (perturbations,) "yes", "no", "too few cells", or "held out" of training
-    "Did each perturbation work: by its own target where it is measured, else by the energy distance."
-    sure = np.where(table["z"].notna(), table["z"].abs() > 3, table["energy_p"] < 0.01)
+    "Did each perturbation work: by its own target where it is measured, else by the node that moved most or the energy distance."
+    sure = np.where(table["z"].notna(), table["z"].abs() > 3, table[["response_p", "energy_p"]].min(axis=1) < 0.01)
     return np.where(table["held_out"], "held out", np.where(table["train"] < LEAST_CELLS, "too few cells", np.where(sure, "yes", "no")))
 
 def perturbation_table(
@@ -160,7 +162,8 @@ def perturbation_table(
     count = pd.DataFrame(dict(cells=cells.size(), passing=cells["passing"].mean(), train=cells["train"].sum(), held_out=cells["held"].all()))
     energy = {p: energy_test(X, Y, k, rng) for p, X, Y, k in samples(screen, seed)}
     energy = pd.DataFrame.from_dict(energy, orient="index", columns=["energy", "energy_p"])
-    own = own_target(shift_table(adata), shift_table(adata, "se"))
+    shift = shift_table(adata)
+    own = own_target(shift, shift_table(adata, "se"), count["train"].reindex(shift.index))
     table = pd.concat([count, own, energy, *guides], axis=1).loc[screen.perturbations].rename_axis("perturbation")
     for c in table.columns.intersection(["cells", "train", "responders", "guides"]): table[c] = table[c].fillna(0).astype(int)
     return table.assign(worked=verdict(table)).drop(columns="held_out")
@@ -218,7 +221,7 @@ def summary_from_data(
     labels, shift, se, n = fold_changes(screen, rows, screen.genes.get_indexer(measured))
     degs = (false_discovery_control(rank_sum_test(screen, rows), axis=1) < 0.05).sum(1)
     shift, se = (pd.DataFrame(v, labels, measured) for v in (shift, se))
-    return pd.DataFrame(dict(perturbation=labels, gene_id="", degs=degs, knockdown=-own_target(shift, se)["change"], cells=n), index=pd.Index(labels, name="name"))
+    return pd.DataFrame(dict(perturbation=labels, gene_id="", degs=degs, knockdown=-own_target(shift, se, n)["change"], cells=n), index=pd.Index(labels, name="name"))
 
 # %% ../../nbs/16b_data.perturbations.ipynb #031da685
 def strong_rows(
