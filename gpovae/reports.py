@@ -57,11 +57,12 @@ def table(
     name: str,                 # of the file behind the link
     rows: int = 30,            # shown at most
     index: bool = True,
-    shown: str | None = None,  # HTML of the table, where it is not simply the data
+    shown: pd.DataFrame | str | None = None,  # a table, or HTML, to be seen in place of the data
 ) -> HTML:
     "A table of a report, and all of it as CSV behind a link. Names are escaped."
     number = lambda v: f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.3g}"
-    if shown is None: shown = data.head(rows).rename(columns=lambda c: str(c).replace("_", " ")).rename_axis(index=lambda _: None, columns=lambda _: None).to_html(index=index, na_rep="-", float_format=number)
+    look = lambda t, index: t.rename(columns=lambda c: str(c).replace("_", " ")).rename_axis(index=lambda _: None, columns=lambda _: None).to_html(index=index, na_rep="-", float_format=number)
+    if not isinstance(shown, str): shown = look(data.head(rows), index) if shown is None else look(shown, True)
     file = base64.b64encode(data.to_csv(index=index).encode()).decode()
     return HTML(f'{shown}<p class="csv"><a download="{html.escape(name)}.csv" href="data:text/csv;base64,{file}">{"All " * (len(data) > rows)}{len(data):,} row{"s" * (len(data) != 1)} as CSV</a></p>')
 

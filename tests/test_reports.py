@@ -25,7 +25,7 @@ def one_look(name, path):
     outside = re.sub(r'<iframe [^>]*srcdoc="[^"]*"', "", text)
     assert not re.search(r"<script|<link|src=\"(?!data:)|@import|url\(", outside)
     heads = re.findall(r'<h2 id="([^"]+)"', outside)
-    assert all(f'<a href="#{h}">' in outside for h in heads) and (heads or name == "train") and 'id="show"' in outside and '<pre class="code">' in outside
+    assert all(f'<a href="#{h}">' in outside for h in heads) and heads and 'id="show"' in outside and '<pre class="code">' in outside
     assert "prefers-color-scheme:dark" in outside and "@media print" in outside and "img{max-width:100%;height:auto;background:#fff}" in outside
     files = re.findall(r'download="([\w-]+\.csv)" href="data:text/csv;base64,([\w+/=]+)"', outside)
     assert files and len(files) >= len(re.findall(r'<table[^>]*class="dataframe"', outside)) - (name == "network") * outside.count('class="static"') - (name == "report") * outside.count('class="static"'), (len(files), name)
