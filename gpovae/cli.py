@@ -286,7 +286,7 @@ def score(predicted, real, perturbation_key, control, out, seed, quiet):
     from gpovae.evaluate import METRICS, score
     from gpovae.data.files import read_screen
     from gpovae.reports import write_json
-    with _stage("score", quiet): found = score(read_screen(predicted), read_screen(real), perturbation_key, control, seed)
+    with _stage("score", quiet): found = score(read_screen(predicted), read_screen(real), perturbation_key, control, seed, not quiet)
     write_json(out or "", found)
     for key, value in found.items(): click.echo(f"{METRICS[key]:<45} {'-' if value is None else format(value, '.4f')}")
 

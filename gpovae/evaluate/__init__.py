@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from pathlib import Path
 import anndata as ad, numpy as np, pandas as pd, scipy.sparse as sp
 from ..data.files import complete
-from ..data.screen import CONTROL, GpovaeError, Key, Screen, targets
+from ..data.screen import CONTROL, Bar, GpovaeError, Key, Screen, targets
 from .baselines import baselines
 from .causal import ALPHA, compare_networks, network_scores
 from .cells import energy_scores, qc_pass
@@ -37,6 +37,7 @@ def score(
     perturbation_key: str | None = "perturbation",  # column of obs in both
     control: str | None = "non-targeting",          # label of control cells in both
     seed: int = 0,     # decides ties
+    progress: bool = True,
 ) -> dict:
     "The response metrics of generated cells against real ones, for any model. Keys as in `METRICS`."
     real, pred = in_memory(real, "real"), in_memory(pred, "predicted")
@@ -45,8 +46,11 @@ def score(
         raise GpovaeError(f"The two files are on different scales: a real cell sums to {scale['real']:.0f} before the logarithm, a predicted one to {scale['predicted']:.0f}. Normalise both to 1e4.")
     if abs(scale["real"] / 1e4 - 1) > .05:
         warnings.warn(f"Cells sum to {scale['real']:.0f} before the logarithm, not to 10000 (another scale, or a subset of the genes): effects are in log2 units of that scale.", stacklevel=2)
-    real, pred = observe_cells(real, perturbation_key, control, "real"), observe_cells(pred, perturbation_key, control, "predicted")
-    return scores(pred, real, seed=seed)
+    with Bar(total=3, desc="scores", unit="steps", leave=False, progress=progress) as bar:
+        real = observe_cells(real, perturbation_key, control, "real"); bar.update()
+        pred = observe_cells(pred, perturbation_key, control, "predicted"); bar.update()
+        found = scores(pred, real, seed=seed); bar.update()
+    return found
 
 # %% ../../nbs/44_evaluate.ipynb #29beee48
 SIZE_PROBABILITY = 0.5   # an edge is one where it is more likely than not

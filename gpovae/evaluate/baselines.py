@@ -63,7 +63,7 @@ COMPONENTS, PENALTIES, FOLDS = (2, 5, 10, 20), (.1, 1., 10.), 5   # of `ridge`; 
 def _decompose(Y, most):
     "Right singular vectors (K, genes) of a wide matrix, and the singular values over the root of the rows."
     value, U = np.linalg.eigh(Y @ Y.T)
-    size = np.sqrt(np.clip(value[::-1][:most], 0, None)); keep = size > 1e-9 * max(size[0], 1e-9)
+    size = np.sqrt(np.clip(value[::-1][:most], 0, None)); keep = size > 1e-6 * max(size[0], 1e-9)     # the root of a rounding error is 1e-8: centred rows have one such direction
     return (U[:, ::-1][:, :most][:, keep] / size[keep]).T @ Y, size[keep] / np.sqrt(len(Y))
 
 def _fit_ridge(Y, member, V, size, penalty):
