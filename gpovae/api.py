@@ -48,7 +48,7 @@ class GPOVAE:
         self.setup_anndata(adata)
         self.adata, self.preset, self.settings = adata, preset, make_settings(preset, **settings)
         self.genes, self.nodes = list(Screen(adata).genes), Screen(adata).nodes
-        self.vae = self.context = self.anchor = self.labels = self.batches = self.history = self.seed = self.cells = self.screen = self.ended = self.prior = None
+        self.vae = self.context = self.anchor = self.labels = self.batches = self.history = self.seed = self.cells = self.screen = self.ended = self.prior = self.data = None
 
     @staticmethod
     def setup_anndata(adata: ad.AnnData) -> None:
@@ -119,6 +119,7 @@ def train(self: GPOVAE,
     history = fit(vae, screen, self.settings, labels, batches, seed, max_epochs, directory, accelerator, progress, max_time, devices, strategy, precision, compile, asked=dict(prior=known and digest(json.dumps(known))))
     if among.rank > 0: return history          # the first process alone has the best weights, and goes on
     self.nodes = screen.nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)    # held-out perturbations teach nothing, so they have no edges
+    if screen.identity != self.screen: self.data = None        # where the screen of an earlier training lies
     self.cells, self.screen, self.prior = _cells(screen), screen.identity, known
     self.vae, self.labels, self.batches, self.history, self.seed, self.ended = vae, labels, batches, history, seed, history.attrs
     self.context = control_context(vae, screen, batches, seed=seed)
@@ -372,7 +373,7 @@ FORMAT, WEIGHTS, HISTORY = 3, "model.safetensors", "history.csv"
 @patch
 def save(self: GPOVAE,
     path: str | Path,                # folder
-    data: str | Path | None = None,  # where the prepared screen lies, so that `load` can find it
+    data: str | Path | None = None,  # where the prepared screen lies, so that `load` can find it; None: where it lay when the model was loaded
 ) -> Path:
     "Write the model to a folder; every file appears whole or not at all."
     check_settings(locals(), GPOVAE.save.__annotations__)
@@ -383,11 +384,24 @@ def save(self: GPOVAE,
         save_file(tensors, tmp / WEIGHTS)
         self.history.to_csv(tmp / HISTORY, index=False)
         settings = dict(format=FORMAT, preset=self.preset, seed=self.seed, settings=asdict(self.settings), genes=self.genes, labels=self.labels, batches=self.batches, cells=self.cells, screen=self.screen, ended=self.ended, prior=self.prior,
-                        nodes=dict(names=list(self.nodes.index), perturbed=self.nodes.perturbed.tolist()), data=str(Path(data).resolve()) if data else None, files={f: _sha256(tmp / f) for f in (WEIGHTS, HISTORY)},
+                        nodes=dict(names=list(self.nodes.index), perturbed=self.nodes.perturbed.tolist()), data=str(Path(data).resolve()) if data else self.data, files={f: _sha256(tmp / f) for f in (WEIGHTS, HISTORY)},
                         versions=dict(gpovae=__version__, torch=torch.__version__, python=platform.python_version(), anndata=version("anndata")))
         (tmp / "settings.json").write_text(json.dumps(settings | dict(checksum=_checksum(settings)), indent=1))
     if self.ended["by"] in ("max_epochs", "patience"): (path / STATE).unlink(missing_ok=True)       # nothing is left to go on with
     return path
+
+@patch
+def _differs(self: GPOVAE, path: Path, seed: int, max_epochs: int | None, prior, prior_strength: float) -> str | None:
+    "In what the finished run in a folder differs from the training that is asked for; None where there is no finished run, or a damaged one."
+    screen = Screen(self._data())
+    try:
+        was, epochs = run_settings(path), len(pd.read_csv(path / HISTORY))
+        if was["ended"]["by"] not in ("max_epochs", "patience") or any(_sha256(path / f) != h for f, h in was["files"].items()): return None
+    except (GpovaeError, OSError, ValueError, KeyError, TypeError): return None
+    asked = dict(preset=self.preset, seed=seed, screen=screen.identity, cells=_cells(screen), prior=self._known(screen, prior, prior_strength)) | asdict(self.settings) | dict(max_epochs=max_epochs or self.settings.max_epochs)
+    was = was | was["settings"] | dict(max_epochs=epochs if was["ended"]["by"] == "max_epochs" or epochs > asked["max_epochs"] else asked["max_epochs"])
+    other = [k for k, v in asked.items() if json.dumps(was.get(k)) != json.dumps(v)]
+    return ", ".join(f"another {k}" if k in ("screen", "cells", "prior") else f"{k} was {was.get(k)} and is {asked[k]}" for k in other)
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()

@@ -6,13 +6,23 @@
 __all__ = ['main', 'prepare', 'datasets', 'train', 'evaluate', 'report', 'compare', 'sweep', 'score', 'network', 'demo']
 
 # %% ../nbs/62_cli.ipynb #5c1c6342
-import json, shlex, sys, time, warnings
+import json, re, shlex, sys, time, warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
 
 # %% ../nbs/62_cli.ipynb #1ea6de8d
+def _as_options(text, command):
+    "A message with arguments of Python functions as the options that they are here."
+    for p in command.params if command else ():
+        if not isinstance(p, click.Option) or p.name not in text: continue
+        option = p.opts[0]
+        text = re.sub(rf"\b{p.name}=\w+ \({option}\)", option, text)
+        text = re.sub(rf"(?<![\w-]){p.name}=(?=[\w'\"])", f"{option} ", text)
+        text = re.sub(rf"(?<![\w-]){p.name}(=|{'' if '_' in p.name else '$^'})(?![\w=])", option, text)
+    return text
+
 class _Group(click.Group):
     "Commands whose mistakes are messages."
     def parse_args(self, ctx, args):
@@ -20,7 +30,8 @@ class _Group(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx):
-        warnings.showwarning = lambda message, *_, **__: click.echo(f"Note: {message}", err=True)
+        words = lambda said: _as_options(str(said), self.commands.get(ctx.invoked_subcommand))
+        warnings.showwarning = lambda message, *_, **__: click.echo(f"Note: {words(message)}", err=True)
         try: return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort): raise
         except KeyboardInterrupt:
@@ -29,7 +40,7 @@ class _Group(click.Group):
         except Exception as e:
             from gpovae.data.screen import GpovaeError
             if not isinstance(e, (GpovaeError, OSError)): raise
-            refusal = click.ClickException(f"{e.strerror}: {e.filename}" if isinstance(e, OSError) and e.filename else str(e))
+            refusal = click.ClickException(f"{e.strerror}: {e.filename}" if isinstance(e, OSError) and e.filename else words(e))
             refusal.exit_code = 2
             raise refusal from None
 
@@ -74,7 +85,7 @@ def main(): "Effects of gene perturbations in single cells, and the gene network
 @click.argument("raw")
 @click.argument("prepared", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--perturbation-key", help="Column of obs that names the perturbation.  [default: a common name]")
-@click.option("--control", help="Label of control cells.  [default: the common spellings]")
+@click.option("--control", help="Label of control cells, with or without a number after it (NegCtrl takes NegCtrl0, NegCtrl1, ...).  [default: the common spellings]")
 @click.option("--layer", help="Layer with raw counts, or raw for raw.X.  [default: counts where there is one, else X]")
 @click.option("--batch-key", help="Column of obs with gem group or cell line.  [default: none]")
 @click.option("--guide-key", help="Column of obs with the guide, whose agreement is then reported.  [default: none]")
@@ -96,11 +107,15 @@ def main(): "Effects of gene perturbations in single cells, and the gene network
 @_quiet
 @click.pass_context
 def prepare(ctx, raw, prepared, cells, no_doublets, force, quiet, **settings):
-    "Check and annotate a screen, with the memory of a few blocks.\n\nReads RAW (.h5ad, .zarr, .h5 or folder of Cell Ranger, gzipped or not; or a name that `gpovae datasets` lists), writes PREPARED (.h5ad)."
+    "Check and annotate a screen, with the memory of a few blocks.\n\nReads RAW (.h5ad, .zarr, .h5 or folder of Cell Ranger, gzipped or not; or a name that `gpovae datasets` lists), writes PREPARED (.h5ad). Whatever ended it, also a crash: the same command goes on with the first step that was not done."
     from gpovae.data.files import open_screen
     from gpovae.data.prepare import prepare_file
     given = {k: v for k, v in settings.items() if ctx.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE}
-    with _stage("prepare", quiet): made = prepare_file(raw, prepared, cells, force, not quiet, **given | (dict(doublets=False) if no_doublets else {}))
+    try:
+        with _stage("prepare", quiet): made = prepare_file(raw, prepared, cells, force, not quiet, **given | (dict(doublets=False) if no_doublets else {}))
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted. To go on with the first step that was not done: {ctx.meta['line']}", err=True)
+        ctx.exit(130)
     adata = open_screen(prepared); worked = adata.uns["gpovae_perturbations"]["worked"]
     click.echo(f"{prepared}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, {(worked == 'yes').sum()} of {(worked != 'held out').sum()} perturbations worked" + ("" if made else " (nothing to do: it was made from this file with these settings; --force prepares again)"))
 
@@ -128,13 +143,14 @@ def datasets(quiet):
 @click.option("--strategy", default="auto", type=click.Choice(["auto", "ddp"]), help="ddp is how several processes share a batch; under Slurm it must be said.")
 @click.option("--prior", type=_in_file, help="Known edges (a table with source, target and, if known, sign, or any list that evaluate --known reads), believed as far as the screen confirms them.  [default: none]")
 @click.option("--prior-strength", default=0.0, type=click.FloatRange(0), help="How many confirmed edges that list is worth before the screen is looked at.")
+@click.option("--force", is_flag=True, help="Train, although OUT holds a finished run.")
 @click.option("--on-disk/--in-memory", default=None, help="Leave the counts on disk while training; if not said, where they would take more than half of the available memory.")
 @_set
 @_seed
 @_quiet
 @click.pass_context
-def train(ctx, prepared, out, devices, strategy, quiet, **options):
-    "Train on a prepared screen.\n\nSays first what it will cost; writes the run (weights, settings, history) to the folder OUT. After Ctrl-C or --max-time the run holds the best weights so far. Whatever ended it, also a crash: the same command goes on from the last epoch whose state is in OUT."
+def train(ctx, prepared, out, devices, strategy, force, quiet, **options):
+    "Train on a prepared screen.\n\nSays first what it will cost; writes the run (weights, settings, history) to the folder OUT. After Ctrl-C or --max-time the run holds the best weights so far. Whatever ended it, also a crash: the same command goes on from the last epoch whose state is in OUT. A finished run is left alone."
     from gpovae.api import HISTORY, WEIGHTS
     from gpovae.data.screen import GpovaeError
     from gpovae.data.files import complete
@@ -144,6 +160,10 @@ def train(ctx, prepared, out, devices, strategy, quiet, **options):
     first = among.rank == 0
     if first and out.is_dir() and not (out / "settings.json").exists() and (other := sorted(p.name for p in out.iterdir() if p.name not in (STATE, WEIGHTS, HISTORY) and not p.name.startswith(".gpovae-"))):
         raise GpovaeError(f"{out} holds other files ({other[0]}) and is no run. Name a new folder as --out.")
+    if not force and not ctx.obj and among.world == 1 and (out / "settings.json").exists() and not state.exists():
+        there = _model(prepared, True, **options)._differs(out, *(options[k] for k in ("seed", "max_epochs", "prior", "prior_strength")))
+        if there: raise GpovaeError(f"{out} holds a finished run of another training ({there}). Name another folder as --out, or replace that run: --force.")
+        if there == "": return click.echo(f"{out}: {json.loads((out / 'settings.json').read_text())['ended']['summary']} (nothing to do: it was trained on this screen with these settings; --force trains again)")
     try:
         with complete(out, "the run") if first else nullcontext(), _stage("train", quiet or among.launcher):
             if devices in (None, among.world, among.local): _train(prepared, out, first, quiet, strategy, **options)
@@ -159,13 +179,18 @@ def train(ctx, prepared, out, devices, strategy, quiet, **options):
     if ended["by"] == "interrupt": ctx.exit(130)
 
 # %% ../nbs/62_cli.ipynb #fab5150c
-def _train(prepared, out, first, quiet, strategy, preset, settings, compile, on_disk, **options):
-    "Train in this process, and write if it is the first of its group."
+def _model(prepared, quiet, preset, settings, on_disk, **_):
+    "To be trained on a prepared screen."
     from gpovae import GPOVAE
     from gpovae.model.objective import make_settings
     from gpovae.model.settings import read_settings
     settings = {k: v for k, (v,) in read_settings(settings, several=False).items()}
-    model = GPOVAE(_open(prepared, on_disk, make_settings(preset, **settings), quiet or not first), preset=preset, **settings)
+    return GPOVAE(_open(prepared, on_disk, make_settings(preset, **settings), quiet), preset=preset, **settings)
+
+def _train(prepared, out, first, quiet, strategy, compile, **options):
+    "Train in this process, and write if it is the first of its group."
+    model = _model(prepared, quiet or not first, **options)
+    for k in ("preset", "settings", "on_disk"): del options[k]
     try: model.train(progress=not quiet, strategy=strategy, compile="auto" if compile is None else compile, directory=out, **options)
     except KeyboardInterrupt:
         if model.anchor is None: raise
@@ -238,6 +263,7 @@ def compare(runs, out, quiet):
     "Compare RUNS: presets, seeds, screens.\n\nWrites compare.html, compare.ipynb and compare.json to the folder OUT."
     from gpovae import reports
     with _stage("compare", quiet): made = reports.run("compare", out, progress=not quiet, runs="\n".join(str(r.absolute()) for r in runs))
+    for run, why in json.loads(made["json"].read_text())["left_out"].items(): click.echo(f"Note: {run} was left out: {why}.", err=True)
     click.echo(made["html"])
 
 # %% ../nbs/62_cli.ipynb #99758d45
@@ -303,7 +329,7 @@ def network(run, out, kind, min_probability, evidence, quiet):
     from gpovae import GPOVAE
     model = GPOVAE.load(run, data=False)
     edges = model.network(min_probability, evidence) if out is None else model.export_network(out, min_probability, evidence, kind)
-    click.echo(edges.to_csv(sep="\t", index=False).rstrip("\n") if out is None else f"{out}: {len(edges)} edges")
+    click.echo(edges.to_csv(sep="\t", index=False, float_format="%.4g").rstrip("\n") if out is None else f"{out}: {len(edges)} edges")
 
 # %% ../nbs/62_cli.ipynb #3b989954
 @main.command()

@@ -16,7 +16,7 @@ from matplotlib.transforms import offset_copy
 from scipy.cluster.hierarchy import leaves_list, linkage
 from .data.screen import GpovaeError
 from .grn.modules import modules
-from .plots import DIVERGING, LINES, MANY, PALETTE, _axis
+from .plots import DIVERGING, MANY, PALETTE, _axis
 
 # %% ../nbs/51_netplots.ipynb #e76899c1
 def checked(

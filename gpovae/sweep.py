@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gpovae, h5py, joblib, pandas as pd
-from tqdm import tqdm
 from .api import run_settings
 from .compare import MAIN, _names
 from .data.files import complete
-from .data.screen import GpovaeError, Key
+from .data.screen import Bar, GpovaeError, Key
 from .model.objective import PRESETS, make_settings
 from .model.settings import once, read_settings, setting_text
 
@@ -48,7 +47,7 @@ def content(
         with h5py.File(path, "r") as f: prepared = f"uns/{Key.shifts}" in f
     except OSError as e: raise GpovaeError(f"{str(path)!r} is no prepared screen (.h5ad): {str(e).splitlines()[0]}. Write one: gpovae prepare raw.h5ad prepared.h5ad") from e
     if not prepared: raise GpovaeError(f"{str(path)!r} was not prepared. Run: gpovae prepare {shlex.quote(str(path))} prepared.h5ad")
-    with path.open("rb") as f, tqdm(total=path.stat().st_size, desc=f"reading {path.name}", unit="B", unit_scale=True, delay=2, disable=not progress) as bar:
+    with path.open("rb") as f, Bar(total=path.stat().st_size, desc=f"reading {path.name}", unit="B", unit_scale=True, progress=progress) as bar:
         while block := f.read(2**22): found.update(block); bar.update(len(block))
     return found.hexdigest()
 
@@ -231,7 +230,7 @@ def run_jobs(
     todo, cores = [j for j in jobs if not whole(j.folder)], _cores()
     workers = max(1, min(workers, cores, len(todo)))
     running, failed = [], 0
-    with _signals() as signals, tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="sweep", unit="job", disable=not progress) as bar:
+    with _signals() as signals, Bar(total=len(jobs), initial=len(jobs) - len(todo), desc="sweep", unit="jobs", progress=progress) as bar:
         try:
             while (todo or running) and not signals:
                 while todo and len(running) < workers:

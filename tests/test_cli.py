@@ -1,11 +1,11 @@
 """The command line on a small simulated screen, and what each bad input of the data contract gets: status 2, the culprit's name, no traceback, no file."""
-import json, subprocess, sys
+import json, shutil, subprocess, sys
 from pathlib import Path
 
 import anndata as ad, numpy as np, pandas as pd, pytest, scanpy as sc
 from click.testing import CliRunner
 
-from gpovae import GPOVAE
+from gpovae import GPOVAE, datasets
 from gpovae.cli import main
 from gpovae.evaluate.response import METRICS
 
@@ -164,3 +164,36 @@ def test_in_a_shell(tmp_path):
     done = subprocess.run([Path(sys.executable).with_name("gpovae"), "prepare", "text.h5ad", "out.h5ad", "--quiet"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("Error: 'text.h5ad'") and done.stderr.count("\n") == 1
     assert files(tmp_path) == ["text.h5ad"]
+
+
+def test_a_finished_run_is_left_alone(run_folder, tmp_path):
+    line = ["train", run_folder / "prepared.h5ad", "--out", tmp_path / "run", "--max-epochs", 2, "--set", "particles=2"]
+    status, text = gpovae(*line, "--quiet")
+    assert status == 0, text
+    state = lambda: {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    (tmp_path / "run/report.html").write_text("a report of it"); before = state()
+    status, text = gpovae(*line)
+    assert status == 0 and "2 epochs, all were run" in text and "nothing to do" in text and state() == before
+    for more, says in ((["--seed", 1], "(seed was 0 and is 1)"), (["--max-epochs", 3], "(max_epochs was 2 and is 3)".replace("max_epochs", "--max-epochs")), (["--preset", "paper"], "preset was corrected and is paper"), (["--set", "hops=2"], "(hops was 5 and is 2)")):
+        status, text = gpovae(*line, *more)
+        assert status == 2 and f"{tmp_path / 'run'} holds a finished run of another training" in text and says in text and "--force" in text and state() == before, text
+    status, text = gpovae(*line, "--seed", 1, "--force", "--quiet")
+    assert status == 0 and json.loads((tmp_path / "run/settings.json").read_text())["seed"] == 1 and "report.html" not in state(), text
+    (tmp_path / "run/history.csv").write_text("epoch\n")                            # damaged: nothing worth keeping
+    status, text = gpovae(*line, "--quiet")
+    assert status == 0 and json.loads((tmp_path / "run/settings.json").read_text())["seed"] == 0, text
+
+
+def test_messages_speak_of_options(run_folder, tmp_path):
+    a = datasets.simulated(n_cells=300, n_genes=30, n_perturbations=3, seed=0); a.obs = a.obs.rename(columns=dict(gene="treatment")); a.write_h5ad(tmp_path / "raw.h5ad")
+    status, text = gpovae("prepare", tmp_path / "raw.h5ad", tmp_path / "p.h5ad", "--quiet")
+    assert status == 2 and "Name yours as --perturbation-key." in text and "perturbation_key" not in text, text
+    status, text = gpovae("prepare", tmp_path / "raw.h5ad", tmp_path / "p.h5ad", "--perturbation-key", "treatment", "--control", "nothing", "--quiet")
+    assert status == 2 and "Name the control label: --control." in text and "(its labels: non-targeting, " in text, text
+
+
+def test_compare_says_what_it_left_out(run_folder, tmp_path):
+    for name in "ab": shutil.copytree(run_folder / "run", tmp_path / name)
+    settings = json.loads((tmp_path / "b/settings.json").read_text()); settings["data"] = str(tmp_path / "gone.h5ad"); (tmp_path / "b/settings.json").write_text(json.dumps(settings))
+    status, text = gpovae("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
+    assert status == 0 and f"Note: {tmp_path / 'b'} was left out: its screen is gone" in text and "RuntimeWarning" not in text, text

@@ -7,7 +7,8 @@ import gpovae
 from gpovae.data.screen import GpovaeError
 from gpovae.grn.edges import UNDECIDED, ensemble
 from gpovae.model.alignment import contract
-from gpovae.model.direct import fit_network, mixture, shrink, stability, steady, temper
+from gpovae.model import direct
+from gpovae.model.direct import fit_network, mixture, read_prior, shrink, stability, steady, temper
 
 
 def network(n, density, seed, size=.4):
@@ -222,3 +223,42 @@ print(hashlib.sha256(b"".join(x.tobytes() for x in fit[:3])).hexdigest())
     run = lambda: subprocess.run([sys.executable, "-c", script], env=os.environ | dict(NUMBA_CACHE_DIR=str(tmp_path)), capture_output=True, text=True, check=True).stdout
     first = run()
     assert any(tmp_path.rglob("*direct*.nbi")) and run() == first
+
+
+@pytest.mark.parametrize("how, says", [("no row", "no row"), ("zero", "Row 2 .* node 3 .*0.0"), ("nan", "Row 2 .* node 3 .*nan"), ("own", "Row 2 .* node 2"), ("regulators", "'tf' is not possible")])
+def test_a_table_that_is_none(how, says):
+    _, S, se, targets = screen(n=8); se = se.copy()
+    if how in ("zero", "nan"): se[2, 3] = 0 if how == "zero" else np.nan
+    if how == "own": se[2, 2] = -1
+    with pytest.raises(GpovaeError, match=says): fit_network(*((S[:0], se[:0], []) if how == "no row" else (S, se, targets)), regulators="tf" if how == "regulators" else "all", progress=False)
+
+
+def test_an_imagined_screen_has_the_errors_of_this_one():
+    "The gene that is knocked down is measured as well as here, and has neither misfit nor offset."
+    _, S, se, targets = screen(); se[np.diag_indices(30)] = .1; own = np.eye(30, dtype=bool)
+    t = direct._table(S, se, targets, None, 0.0, "all", .02)
+    state = direct._State(t, np.random.default_rng(0)); state.misfit[:], state.row[:], state.column[:] = 4, 1, 1
+    tables = np.array([direct._imagine(t, np.zeros((30, 30)), np.zeros((30, 30)), state, np.random.default_rng(k))[1].S for k in range(40)])
+    assert np.abs((tables[:, own] - S[own]).std(0).mean() - .1) < .01 and tables[:, ~own].std(0).mean() > 1.5
+
+
+def test_intervals_know_the_error_of_the_knockdown():
+    "Effects of a gene are divided by its own shift; where that is uncertain, so are they."
+    inside, total = 0, 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed); W = np.zeros((30, 30)); W[:6, 6:] = (rng.random((6, 24)) < .3) * .8
+        S = steady(W, np.full(30, -.5), [[i] for i in range(30)]) + .03 * rng.normal(size=(30, 30)); S[np.diag_indices(30)] = -.5 + .1 * rng.normal(size=30)
+        se = np.full((30, 30), .03); se[np.diag_indices(30)] = .1
+        fit = fit_network(S, se, [[i] for i in range(30)], copies=0, progress=False); on = (W != 0) & (fit.probability > .9)
+        inside += (np.abs(fit.effect - W) < 1.96 * fit.std)[on].sum(); total += on.sum()
+    assert total > 200 and .88 < inside / total < .995, (inside, total)
+
+
+def test_signs_of_a_prior_list():
+    assert read_prior(pd.DataFrame(dict(source=list("ABC"), target=list("BCA"), sign=["+", "-", None]))).tolist() == [1, -1, 0]
+    with pytest.raises(GpovaeError, match="from 'A' to 'B' is 'activates'"): read_prior(pd.DataFrame(dict(source=["A"], target=["B"], sign=["activates"])))
+
+
+def test_an_ensemble_of_published_networks_has_no_signs():
+    t = pd.DataFrame(dict(source=["A", "B"], target=["B", "C"], weight=[1.5, -.2], probability=[.9, .6], sign=[0, 0]))
+    assert ensemble([t, t])["sign"].tolist() == [0, 0] and ensemble([t.assign(sign=[1, -1])] * 2)["sign"].tolist() == [1, -1]

@@ -7,6 +7,7 @@ from gpovae import GPOVAE
 from gpovae.data.screen import GpovaeError
 from gpovae.grn.explain import Explanation, by_length, cut_edges, explain, log_fold, strongest_walks, without_each
 from gpovae.model.alignment import GRN
+from gpovae.netplots import path_diagram
 from gpovae.model.predict import mean_latent, mean_log2
 
 
@@ -231,3 +232,14 @@ def test_published_network_cannot_be_cut(model):
     paper = type("Paper", (), dict(anchored=False, grn=GRN(3, signed=False)))()
     with pytest.raises(GpovaeError, match="preset='corrected'"): cut_edges(paper, model.nodes, [("a", "b")])
     assert vae.anchored
+
+
+def test_no_path_and_a_stranger():
+    "Where no path leads there is an empty table, and a drawing that says so; a name that is not there gets those that are like it."
+    grn = GRN(3, True, 3); grn.start_from(*(torch.zeros(3, 3).numpy() + x for x in (.5, 0, .1)))
+    nodes = pd.DataFrame(dict(perturbed=True, position=range(3)), index=["GATA1", "KLF1", "MYC"])
+    paths = explain(grn, torch.full((3,), -1.), nodes, "GATA1", "MYC").paths
+    assert len(paths) == 0 and paths.contribution.dtype == float
+    path_diagram(paths)
+    with pytest.raises(GpovaeError, match="'KFL1' is not a node of the network. Did you mean KLF1?"): explain(grn, torch.full((3,), -1.), nodes, "KFL1")
+    with pytest.raises(GpovaeError, match="'XYZ' is not a node of the network, whose nodes are .*: GATA1, KLF1, MYC"): explain(grn, torch.full((3,), -1.), nodes, "GATA1", "XYZ")

@@ -180,3 +180,13 @@ def test_modules_of_a_cut_graph_and_errors(tmp_path):
         (tmp_path / "s.gmt").write_bytes(content)
         with pytest.raises(GpovaeError, match=message): read_gmt(tmp_path / "s.gmt")
     (tmp_path / "s.gmt").write_bytes("\ufeffs\turl\tA\tB\tA\t\n".encode()); assert read_gmt(tmp_path / "s.gmt") == dict(s=["A", "B"])
+
+
+def test_what_is_no_number_and_what_weighs_nothing(edges, tmp_path):
+    "An interval without an end is left out of formats that know no infinity; edges that weigh nothing bind no genes."
+    odd = edges.assign(low=-np.inf, high=np.where(np.arange(len(edges)) % 2, np.inf, 1.))
+    write_network(odd, tmp_path / "n.cyjs")
+    data = [e["data"] for e in json.loads((tmp_path / "n.cyjs").read_text())["elements"]["edges"]]
+    assert not any("low" in d for d in data) and sum("high" in d for d in data) == (odd.high == 1).sum()
+    alone = modules(edges.assign(weight=0.))
+    assert len(alone) == alone.module.nunique() == len(set(edges.source) | set(edges.target)) and (alone.ties == 0).all()

@@ -9,7 +9,7 @@ from safetensors import safe_open
 import gpovae
 from gpovae import GPOVAE, GpovaeError, reports
 from gpovae.cli import main
-from gpovae.data import files, prepare
+from gpovae.data import files, matching, prepare, quality
 from gpovae.data.files import complete, open_screen
 from gpovae.model import training
 from gpovae.model.training import STATE, Keeper, Loop
@@ -47,6 +47,7 @@ def small_files(): resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  
 
 POINTS = {"none": lambda: None, "epoch 1": lambda: in_epoch(1), "epoch 3": lambda: in_epoch(3), "half a state": lambda: in_the_middle_of(training, "save_file", 1), "full": small_files,
           **{f"before {n} is moved": functools.partial(before_moving, n) for n in (STATE, *RUN, "prepared.h5ad", "report.html")},
+          "fourth step": lambda: setattr(prepare, "graph_nodes", die), "all is done": lambda: [setattr(module, "choose_rho" if module is matching else "find_doublets", die) for module in (quality, matching)],
           "half the annotations": lambda: in_the_middle_of(prepare, "write_annotations", 0), "half a notebook": lambda: in_the_middle_of(papermill, "execute_notebook", 1)}
 
 
@@ -95,7 +96,7 @@ def left(names): return [n for n in names if not n.startswith(".gpovae-")]
 
 
 def test_killed_trainings_go_on_to_the_same_bits(place):
-    train = lambda out, seed: ["train", f"{place}/screen.h5ad", "--out", f"{place}/{out}", "--seed", seed, *OPTIONS]
+    train = lambda out, seed: ["train", f"{place}/screen.h5ad", "--out", f"{place}/{out}", "--seed", seed, "--force", *OPTIONS]
     points = ["epoch 1", "half a state", f"before {STATE} is moved", "epoch 3", "full", "before history.csv is moved", "before model.safetensors is moved", "before settings.json is moved", "none"]
     whole, older, *found = died(place, [["none", train("whole", "0")], ["none", train("run", "7")], *([p, train("run", "0")] for p in points)])
     assert whole[:2] == older[:2] == [0, RUN] and older[4] == 7
@@ -110,11 +111,12 @@ def test_killed_trainings_go_on_to_the_same_bits(place):
     for name in RUN[:2]: assert (place / "run" / name).read_bytes() == (place / "whole" / name).read_bytes(), name
 
 
-def test_killed_preparations_and_reports_leave_nothing(place):
+def test_killed_preparations_go_on_and_reports_leave_nothing(place):
     prepared = ["prepare", f"{place}/raw.h5ad", f"{place}/new/prepared.h5ad", "--perturbation-key", "gene", "--control", "non-targeting", "--no-doublets", "--quiet"]
     shutil.copytree(place / "whole", place / "told")
-    *killed, last, report = died(place, [*([p, prepared] for p in ("half the annotations", "before prepared.h5ad is moved", "none")), ["half a notebook", ["report", f"{place}/told", "--quiet"]]])
-    assert [k[0] for k in killed] == [-signal.SIGKILL] * 2 and last[0] == 0 and report[0] == -signal.SIGKILL, (killed, last, report)
+    *killed, last, report = died(place, [*([p, prepared] for p in ("half the annotations", "fourth step", "before prepared.h5ad is moved", "all is done", "none")), ["half a notebook", ["report", f"{place}/told", "--quiet"]]])
+    assert [k[0] for k in killed] == [-signal.SIGKILL] * 3 + [0] and last[0] == 0 and report[0] == -signal.SIGKILL, (killed, last, report)
+    assert [left(k[1]) for k in killed] == [[], *[["prepared.h5ad.part"]] * 2, ["prepared.h5ad"]] and "nothing to do" in last[2]
     assert [p.name for p in (place / "new").iterdir()] == ["prepared.h5ad"]
     again = gpovae.datasets.simulated(n_cells=500, n_genes=40, n_perturbations=4, seed=0)
     gpovae.prepare(again, perturbation_key="gene", control="non-targeting", doublets=False, progress=False)
@@ -212,7 +214,9 @@ def test_ctrl_c_says_how_to_go_on(place, tmp_path, monkeypatch):
     def pressed(*_, **__): raise KeyboardInterrupt
     monkeypatch.setattr(prepare, "match_controls", pressed)
     status, text = run("prepare", place / "raw.h5ad", tmp_path / "p.h5ad", "--quiet")
-    assert status == 130 and text.splitlines()[-1] == f"Interrupted; nothing half-written is left. To do it again: gpovae prepare {place}/raw.h5ad {tmp_path}/p.h5ad --quiet" and not (tmp_path / "p.h5ad").exists()
+    assert status == 130 and text.splitlines()[-1] == f"Interrupted. To go on with the first step that was not done: gpovae prepare {place}/raw.h5ad {tmp_path}/p.h5ad --quiet" and [p.name for p in tmp_path.glob("p.h5ad*")] == ["p.h5ad.part"]
+    monkeypatch.undo(); monkeypatch.setattr("gpovae.data.quality.find_doublets", pressed)         # done before, and not done again
+    assert run("prepare", place / "raw.h5ad", tmp_path / "p.h5ad", "--quiet")[0] == 0 and [p.name for p in tmp_path.glob("p.h5ad*")] == ["p.h5ad"]
 
 
 def test_a_full_disk_is_one_line(place, tmp_path, monkeypatch):

@@ -371,3 +371,14 @@ def test_genes_of_a_large_stratum_are_tested_slab_by_slab(monkeypatch):
 def test_cells_excluded_by_causalbench_are_not_a_perturbation():
     a = screen(); a.obs["gene"] = np.where(np.arange(a.n_obs) < 7, "excluded", a.obs["gene"].astype(str))
     assert "excluded" not in register(a, "gene", "non-targeting").perturbations and a.n_obs == 593
+
+
+@pytest.mark.parametrize("rename, control, says", [
+    (lambda g: f"{g}_sg1", "non-targeting", r"3 of them look like guides \((\w+)_sg1 of \1\): name the column with their genes as perturbation_key"),
+    (lambda g: "TAL1_MYC" if g == "TAL1" else g, "non-targeting", r"1 of them look like combinations, which are written with a plus: TAL1\+MYC, not TAL1_MYC"),
+    (lambda g: "NegCtrl1" if g == "TAL1" else g, "NegCtrl0", r"NegCtrl1 look\(s\) like a control beside 'NegCtrl0', and is taken for a perturbation. control='NegCtrl' takes all")])
+def test_labels_that_are_not_what_they_seem(rename, control, says):
+    a = simulated(n_cells=400, n_genes=40, n_perturbations=3, seed=0); own = sorted(set(a.obs.gene.astype(str)) - {"non-targeting"})
+    names = dict(zip(own, ("TAL1", "MYC", "GATA1"))); a.var_names = [names.get(g, f"X{i}") for i, g in enumerate(a.var_names)]
+    a.obs["gene"] = [control if g == "non-targeting" else rename(names[g]) for g in a.obs.gene.astype(str)]
+    with pytest.warns(UserWarning, match=says): register(a, "gene", control)

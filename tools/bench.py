@@ -82,7 +82,7 @@ def picture(model):
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained", width_ratios=[1, 1.1, 1.4])
     plots.predicted_observed(effects, observed, axes[0])
     plots.precision_recall({k: v["curve"] for k, v in found.items()}, found["gpovae"]["chance"], axes[1])
-    axes[1].legend(frameon=False, loc="upper right")
+    axes[1].legend(frameon=False, loc="lower left")
     plots.network(edges, 25, axes[2])
     figure.savefig(ROOT / "nbs/images/demo.png", dpi=80)
 

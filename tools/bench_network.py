@@ -36,7 +36,6 @@ SCREENS = {name: dict(zip(SHAPE, shape)) for name, *shape in (
     ("100 genes, 100 cells, additive", 100, 0, .04, 100, "additive", 0),
     ("100 + 50 genes, 500 cells, additive", 100, 50, .03, 500, "additive", 10))}
 FULL, FULL_EPOCHS = ("20 genes, 300 cells", "60 + 60 genes, 100 cells, saturating"), 30   # screens on which the model is trained, too
-UNTUNED = [name for name, s in SCREENS.items() if s["kinetics"] == "additive"]
 
 
 def cells(name, seed):
@@ -115,7 +114,7 @@ def network(options):
     for name in SCREENS:
         t, (p, y) = rows[rows.screen == name], (np.concatenate([d[k] for d in done if d[0]["screen"] == name]) for k in (1, 2))
         (ece, bins), gain = pooled(p, y), t.auprc - t["auprc, mean difference"]
-        summary.append(dict(screen=name, untuned=name in UNTUNED, **SCREENS[name], **t.drop(columns=["screen", "seed", "tempered", "density"]).astype(float).mean().to_dict(),
+        summary.append(dict(screen=name, **SCREENS[name], **t.drop(columns=["screen", "seed", "tempered", "density"]).astype(float).mean().to_dict(),
                             least_gain=float(gain.min()), least_gain_inverse=float((t.auprc - t["auprc, inverse x z-score"]).min()), gap_closed=float((gain / (1 - t["auprc, mean difference"])).mean()),
                             ece_pooled=ece, brier_pooled=float(1 - ((p - y) ** 2).mean() / (y.mean() * (1 - y.mean()))), bins=bins))
     table = pd.DataFrame(summary).set_index("screen")

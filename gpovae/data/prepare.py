@@ -7,10 +7,11 @@ __all__ = ['judge_perturbations', 'prepare', 'record_table', 'prepare_file']
 
 # %% ../../nbs/17_data.prepare.ipynb #30ff6088
 import os, shutil
+from contextlib import contextmanager
 from pathlib import Path
-import anndata as ad, pandas as pd
+import anndata as ad, h5py, pandas as pd
 from . import datasets
-from .files import Source, complete, open_screen, source, write_annotations, write_screen
+from .files import Source, complete, open_screen, read_annotations, source, write_annotations, write_screen
 from .matching import match_controls, node_shifts
 from .nodes import graph_nodes
 from .perturbations import perturbation_table, read_summary, strong_cells
@@ -35,11 +36,11 @@ def _summary(s):
     "The table of summary statistics, where one is given."
     return s["strong"] if isinstance(s["strong"], pd.DataFrame) else None if s["strong"] in (None, "data") else read_summary(s["strong"], s["sheet"])
 
-def _steps(work, narrow, s, summary, progress):
-    "All steps on an AnnData, with settings `s`; narrow(work, keep) gives it with some of its cells."
+def _steps(work, narrow, s, summary, progress, after=lambda work: None):
+    "All steps on an AnnData, with settings `s`; narrow(work, keep) gives it with some of its cells, after(work) is called when a step is done."
     registered = lambda: register(work, s["perturbation_key"], s["control"], s["layer"], s["batch_key"], s["size_factor_exclude"], gene_key=s["gene_key"], guide_key=s["guide_key"])
     with Bar(total=2 + len(STEPS) if s["strong"] is not None else 1 + len(STEPS), desc="prepare", unit="steps", progress=progress) as bar:
-        def run(name, f, *arguments): bar.set_postfix_str(name); out = f(*arguments); bar.update(); return out
+        def run(name, f, *arguments): bar.set_postfix_str(name); out = f(*arguments); after(work); bar.update(); return out
         run("register", registered)
         run("quality", quality_labels, work, s["n_mads"], s["doublets"], s["seed"], progress)
         done = work.uns[Key.prepare].get("strong", {})
@@ -68,9 +69,12 @@ def _carry_over(work, adata):
     changed = _record(work) != _record(adata)
     if adata.is_view: adata._init_as_actual(adata.copy())
     if work.n_obs < adata.n_obs: adata._inplace_subset_obs(adata.obs_names.isin(work.obs_names))
-    for mine, theirs in ((work.obs, adata.obs), (work.var, adata.var), (work.obsm, adata.obsm), (work.uns, adata.uns)):
+    _replace(adata, work, but=(Key.latent, Key.network) if changed else ())
+
+def _replace(adata, results, but=()):
+    for mine, theirs in ((results.obs, adata.obs), (results.var, adata.var), (results.obsm, adata.obsm), (results.uns, adata.uns)):
         for k in [k for k in theirs if _ours(k)]: del theirs[k]
-        for k in [k for k in mine if _ours(k) and not (changed and k in (Key.latent, Key.network))]: theirs[k] = mine[k]
+        for k in [k for k in mine if _ours(k) and k not in but]: theirs[k] = mine[k]
 
 def _named(strong): return f"table {digest(strong)}" if isinstance(strong, pd.DataFrame) else strong
 
@@ -135,6 +139,27 @@ def _stamp(path: Path) -> dict:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return dict(name=path.name, bytes=sum(f.stat().st_size for f in files), modified=max((f.stat().st_mtime_ns for f in files), default=0))
 
+def _keep(path: Path, work, keep, asked) -> None:
+    "Write the results so far, without the counts."
+    _note_source(work, keep, asked)
+    frames = {k: frame[[c for c in frame if _ours(c)]] for k, frame in dict(obs=work.obs, var=work.var).items()}
+    ours = ad.AnnData(**frames, obsm={k: v for k, v in work.obsm.items() if _ours(k)}, uns={k: v for k, v in work.uns.items() if _ours(k)})
+    with complete(path.parent, "the results so far") as tmp: write_annotations(tmp / path.name, ours)
+
+def _kept(path: Path, asked: dict):
+    "Results of a preparation of this file with these settings that was interrupted, as an AnnData; None where there are none."
+    try:
+        with h5py.File(path, "r") as f: done = ad.AnnData(**read_annotations(f))
+    except Exception: return None   # there is none, or it cannot be read: everything is done anew
+    return done if _asked(done) == asked else None
+
+@contextmanager
+def _gone_after(path: Path):
+    "Results so far are of no use when all is done, or cannot be done."
+    try: yield
+    except GpovaeError: path.unlink(missing_ok=True); raise
+    path.unlink(missing_ok=True)
+
 def _clean(s: Source) -> Source:
     "Without results of an earlier preparation."
     frame = lambda f: f[[c for c in f if not _ours(c)]]
@@ -148,7 +173,7 @@ def prepare_file(
     progress: bool = True,   # show progress bars
     **settings,              # of `prepare`
 ) -> bool:  # False where there was nothing to do
-    "Prepare a screen from file to file, with the memory of a few blocks. Raises `GpovaeError`, and then leaves no file."
+    "Prepare a screen from file to file, with the memory of a few blocks; the same call goes on after an interruption. Raises `GpovaeError`, and then leaves no file."
     path, target = Path(path), Path(target)
     defaults = {k: v for k, v in prepare.__kwdefaults__.items() if k != "progress"} | dict(perturbation_key=None, control=None)
     if unknown := sorted(set(settings) - set(defaults)): raise GpovaeError(f"prepare has no setting {unknown[0]!r}. It has: {', '.join(defaults)}.")
@@ -163,26 +188,30 @@ def prepare_file(
     files = {k: Path(f) for k, f in dict(file=None if name else path, cells=cells, strong=s["strong"]).items() if isinstance(f, (str, Path)) and Path(f).exists()}
     asked = storable(s | dict(strong=_named(s["strong"]), cells=cells, screen=name) | {f"{k}_{what}": v for k, f in files.items() for what, v in _stamp(f).items()})
     if not force and target.exists() and _made_from(target) == asked: return False
-    summary = _summary(s)
-    with complete(target.absolute().parent, f"the prepared screen {target.name}") as whole:
+    summary, part = _summary(s), target.absolute().with_name(f"{target.name}.part")
+    with _gone_after(part), complete(target.absolute().parent, f"the prepared screen {target.name}") as whole:
         (tmp := whole / ".work").mkdir()
         copy = lambda src, name, keep, what: (write_screen(tmp / name, src, keep, progress, what), open_screen(tmp / name))[1]
         with datasets.opened(name, progress) if name else source(path, s["layer"], cells, tmp) as src:
+            done = None if force else _kept(part, asked)
             keep = chosen_cells(src.obs, src.var, s["perturbation_key"], s["control"], s["gene_key"], s["min_cells"], s["drop_unmeasured"], s["drop_unlabelled"])
             read_labels(src.obs[keep], src.var, *(s[k] for k in ("perturbation_key", "control", "gene_key", "batch_key", "guide_key")))      # before an hour is spent on counts
-            work = copy(_clean(src), "counts.h5ad", keep, "copying counts")
+            work = copy(_clean(src), "counts.h5ad", keep if done is None else keep & src.obs.index.isin(done.obs_names), "copying counts")
+        if done is not None: _replace(work, done)
         narrow = lambda w, keep: copy(Source(w.obs, w.var, lambda: (b for _, b in blocks(w.X)), dict(w.obsm), dict(w.uns)), "strong.h5ad", keep, "leaving cells out")
-        work = _steps(work, narrow, s | dict(layer=None), summary, progress)
+        work = _steps(work, narrow, s | dict(layer=None), summary, progress, lambda work: _keep(part, work, keep, asked))
         _note_source(work, keep, asked)
-        done = work.X.group.file; made = Path(done.filename); done.close()
+        file = work.X.group.file; made = Path(file.filename); file.close()
         write_annotations(made, work)
         os.replace(made, whole / target.name)
         shutil.rmtree(tmp)
     return True
 
+def _asked(adata) -> dict:
+    "Settings and source of a preparation with these versions; empty for any other one."
+    record = adata.uns.get(Key.prepare, {}).get("source", {})
+    return storable(record["parameters"]) if dict(record.get("versions", {})) == versions() else {}
+
 def _made_from(target) -> dict:
-    "Settings and source of a file prepared with these versions; empty for any other file."
-    try:
-        record = open_screen(target).uns[Key.prepare]["source"]
-        return storable(record["parameters"]) if dict(record["versions"]) == versions() else {}
+    try: return _asked(open_screen(target))
     except Exception: return {}     # no prepared screen: it is overwritten

@@ -68,14 +68,24 @@ def label_cells(
 
 def _unlabelled(raw) -> np.ndarray: return (raw.isna() | raw.astype(str).str.strip().isin(["", "nan", "<NA>"])).to_numpy()
 
+_guide = re.compile(r"(.+?)[-_.](?:sg|sgrna|grna|guide|g)?[-_]?\d+", re.IGNORECASE)
+
+def _perhaps(missing, genes) -> str:
+    "What targets that are not measured may be, if they are no genes."
+    guides = [(t, m[1]) for t in missing if (m := _guide.fullmatch(t)) and m[1] in genes]
+    pairs = [(t, parts) for t in missing if len(parts := re.split("[_,;|/&]", t)) > 1 and genes.issuperset(parts)]
+    return (f" {len(guides)} of them look like guides ({guides[0][0]} of {guides[0][1]}): name the column with their genes as perturbation_key, and this one as guide_key." if guides else "") + (
+            f" {len(pairs)} of them look like combinations, which are written with a plus: {'+'.join(pairs[0][1])}, not {pairs[0][0]}." if pairs else "")
+
 _construct = re.compile(r"_p[A-Z]+\d+(-\d+)?$")      # the name of a guide vector, which scPerturb counts as a second perturbation (A_pDS258)
 
 def _enough(labels, column, control):
     "Refuse a screen without controls or perturbations, and perturbations with one cell."
     n = labels.value_counts()
     if n.get(CONTROL, 0) < 2:
-        known = ", ".join(n.index[:5])
-        raise GpovaeError(f"No control cells in obs[{column!r}]" + (f" are called {str(control)!r}" if control is not None else "") + f" (its commonest labels: {known}). Name the control label: control=.")
+        likely = [l for l in n.index if re.search("ctrl|control|neg|non|scram|safe|mock", l, re.IGNORECASE)]
+        known = ", ".join([*likely, *(l for l in n.index if l not in likely)][:5])
+        raise GpovaeError(f"No control cells in obs[{column!r}]" + (f" are called {str(control)!r}" if control is not None else "") + f" (its labels: {known}{', ...' if len(n) > 5 else ''}). Name the control label: control=.")
     if (n == 1).any():
         one = n.index[n == 1]
         raise GpovaeError(f"{len(one)} perturbation(s) have a single cell, the first is {one[0]!r}. Nothing can be learnt or tested from one cell: pass min_cells=2 (or more) to leave them out.")
@@ -151,7 +161,10 @@ def register(
     adata.uns[Key.screen] = dict(perturbation_key=column, control=control or "", layer=layer or "", batch_key=batch_key or "", guide_key=guide_key or "", cells=_fingerprint(adata.obs_names), identity=identity)
     screen = Screen(adata)
     if missing := [t for t in screen.targets if t not in genes]:
-        warnings.warn(f"{len(missing)} target(s) are not among the measured genes ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}): they get a row in the network but no column.", stacklevel=2)
+        warnings.warn(f"{len(missing)} target(s) are not among the measured genes ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}): they get a row in the network but no column.{_perhaps(missing, set(genes))}", stacklevel=2)
+    stem = re.sub(r"[-_ ]?\d+$", "", str(control or ""))
+    if stem and (others := [p for p in screen.perturbations if re.fullmatch(re.escape(stem) + r"[-_ ]?\d*", p)]):
+        warnings.warn(f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''} look(s) like a control beside {control!r}, and is taken for a perturbation. control={stem!r} takes all of them.", stacklevel=2)
     result = dict(cells=adata.n_obs, genes=len(genes), size_factor_genes=int(size.sum()), perturbations=len(screen.perturbations), controls=int(screen.is_control.sum()), counts=int(totals.sum()))
     adata.uns[Key.prepare] = dict(adata.uns.get(Key.prepare, {})) | dict(register=dict(result=result, parameters=settings, versions=versions()))
     return screen

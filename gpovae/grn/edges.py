@@ -80,7 +80,7 @@ def ensemble(
     pairs = [t.set_index(["source", "target"]) for t in tables]
     for k, t in enumerate(pairs[1:], 2):
         if len(other := pairs[0].index.symmetric_difference(t.index)): raise GpovaeError(f"Network {k} and the first are not of the same pairs: {' -> '.join(other[0])} is in one of them only. List every pair (min_probability=0), of runs on one screen.")
-    mean = lambda column: sum(t[column].reindex(pairs[0].index) for t in pairs) / len(pairs)
-    out = pd.DataFrame(dict(weight=mean("weight"), probability=mean("probability"))).assign(sign=lambda t: np.sign(t.weight).astype(int), stability=sum((t.probability.reindex(pairs[0].index) > 0.5) for t in pairs) / len(pairs))
+    mean, signed = lambda column: sum(t[column].reindex(pairs[0].index) for t in pairs) / len(pairs), any((t["sign"] != 0).any() for t in pairs)
+    out = pd.DataFrame(dict(weight=mean("weight"), probability=mean("probability"))).assign(sign=lambda t: np.sign(t.weight).astype(int) * signed, stability=sum((t.probability.reindex(pairs[0].index) > 0.5) for t in pairs) / len(pairs))
     out = out[out.probability >= min_probability].assign(size=lambda t: t.weight.abs())
     return out.sort_values(["probability", "size"], ascending=False, kind="stable").drop(columns="size").reset_index()

@@ -25,8 +25,8 @@ def node_table(
 
 # %% ../../nbs/32_grn.export.ipynb #b9a704a8
 def _plain(row: dict) -> dict:
-    "Python values; what is missing is left out."
-    return {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items() if not (pd.isna(v) if np.isscalar(v) or v is None else False)}
+    "Python values; what is missing or infinite is left out."
+    return {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items() if not (v is None or np.isscalar(v) and (pd.isna(v) or v in (np.inf, -np.inf)))}
 
 def _unique(edges: pd.DataFrame) -> pd.DataFrame:
     "The table, checked."

@@ -6,7 +6,6 @@
 __all__ = ['modules', 'read_gmt', 'enriched']
 
 # %% ../../nbs/33_grn.modules.ipynb #682499e3
-import warnings
 from pathlib import Path
 import networkx as nx, numpy as np, pandas as pd
 from scipy.stats import false_discovery_control, hypergeom
@@ -24,7 +23,7 @@ def modules(
     G = nx.Graph()
     for s, t, w in zip(edges.source, edges.target, strength): G.add_edge(s, t, weight=G.get_edge_data(s, t, dict(weight=0.0))["weight"] + float(w))
     order = sorted(G)                                             # the result does not depend on the order of the edges
-    H = nx.Graph(); H.add_nodes_from(order); H.add_weighted_edges_from(sorted((*sorted((s, t)), d["weight"]) for s, t, d in G.edges(data=True)))
+    H = nx.Graph(); H.add_nodes_from(order); H.add_weighted_edges_from(sorted((*sorted((s, t)), d["weight"]) for s, t, d in G.edges(data=True) if d["weight"] > 0))
     found = sorted(nx.community.louvain_communities(H, resolution=resolution, seed=seed), key=lambda c: (-len(c), min(c)))
     rows = [(g, k, sum(H[g][u]["weight"] for u in H[g] if u in c)) for k, c in enumerate(found, 1) for g in c]
     return pd.DataFrame(rows, columns=["gene", "module", "ties"]).sort_values(["module", "ties", "gene"], ascending=[True, False, True], ignore_index=True)

@@ -102,7 +102,7 @@ def _swap(X, omega, left, a, pairs, may, odds, plus, minus, mu, var, open, back,
 class _Table(NamedTuple):
     "A table of shifts, prepared for the regression."
     S: np.ndarray          # (R, n) shifts; of a target that is not measured -1, elsewhere 0 where nothing was measured
-    noise: np.ndarray      # (R, n) squared standard errors
+    noise: np.ndarray      # (R, n) squared standard errors, 1 where nothing was measured
     own: np.ndarray        # (R, n) bool: targets of each perturbation
     free: np.ndarray       # (R, n) bool: entries that the network has to explain
     targets: list
@@ -114,13 +114,16 @@ class _Table(NamedTuple):
     floor: float
 
 def _table(mean, se, targets, prior, strength, regulators, floor):
+    if not len(mean): raise GpovaeError("The table of shifts has no row. A network is read from at least one perturbation.")
     own, seen = np.zeros(mean.shape, bool), np.isfinite(mean)
     for r, ts in enumerate(targets): own[r, ts] = True
+    if len(bad := np.argwhere(seen & ~(np.isfinite(se) & (se > 0)))): raise GpovaeError(f"Row {bad[0][0]} of the table of shifts has a shift on node {bad[0][1]} with the standard error {se[tuple(bad[0])]}. Each needs one above 0; a shift that was not measured is NaN.")
+    if isinstance(regulators, str) and regulators not in ("all", "perturbed"): raise GpovaeError(f"regulators={regulators!r} is not possible. Choose 'all', 'perturbed', or give (n,) bool.")
     may = dict(all=True, perturbed=own.any(0))[regulators] if isinstance(regulators, str) else regulators
     free, listed = seen & ~own, np.zeros((mean.shape[1],) * 2, bool) if prior is None else np.isfinite(prior)
     S = np.where(seen, mean, np.where(own, -1.0, 0.0)).astype(np.float32)
     kind = np.where(listed, 2, (~own.any(0))[:, None].astype(int))
-    return _Table(S, np.where(free, se, 1.0).astype(np.float32) ** 2, own, free, targets, own_shift(S, own), np.flatnonzero((own.any(0) | seen.any(0) | listed.any(1)) & may),
+    return _Table(S, np.where(seen, se, 1.0).astype(np.float32) ** 2, own, free, targets, own_shift(S, own), np.flatnonzero((own.any(0) | seen.any(0) | listed.any(1)) & may),
                   kind, np.where(listed, 0.0 if prior is None else prior, 0.0), strength, floor)
 
 # %% ../../nbs/21b_model.direct.ipynb #722a0533
@@ -276,7 +279,8 @@ def _imagine(t, p, effect, state, rng):
     W, seen = np.where(rng.random(p.shape) < p, effect, 0.0), t.free.any(0)
     for h in np.flatnonzero(~seen): W[:, h] = W[:, rng.choice(np.flatnonzero(seen))]       # nodes without a column are regulated like others
     np.fill_diagonal(W, 0)
-    S = steady(W, t.kappa, t.targets) + rng.normal(size=t.S.shape) * np.sqrt(t.noise + np.where(t.own, 0, state.misfit)) + state.column + state.row.std() * rng.normal(size=state.row.shape)
+    others = ~t.own                                                                        # the knocked-down gene itself has neither misfit nor offset
+    S = steady(W, t.kappa, t.targets) + rng.normal(size=t.S.shape) * np.sqrt(t.noise + others * state.misfit) + others * (state.column + state.row.std() * rng.normal(size=state.row.shape))
     S = np.where(t.free | (t.own & seen), S, np.where(t.own, -1, 0)).astype(np.float32)
     return W != 0, t._replace(S=S, kappa=own_shift(np.where(seen, S, np.nan), t.own))
 
@@ -334,6 +338,8 @@ def fit_network(
             again = _chains(imagined, [[seed, 1000 + k, 0]], burn, draws, bar.update)[0]
             if (true & can).any(): found.append(temper(again[can], true[can]))
             if found: q = np.where(p > 0, np.minimum(p, _logistic(np.mean(found, 0)[0] + np.mean(found, 0)[1] * _logit(np.clip(p, 1e-9, 1 - 1e-9)))), 0)
+    knockdown = np.where(t.own & np.isfinite(mean), t.noise, np.inf).min(0) / t.kappa ** 2            # relative variance of what effects are divided by
+    std = np.sqrt(std ** 2 + effect ** 2 * np.where(np.isfinite(knockdown), knockdown, 0)[:, None])
     return NetworkFit(*(x.astype(np.float32) for x in (q, effect, std)), float(np.mean([s.pi[0] for s in states])), tuple(np.mean(found, 0).tolist()) if found else (0.0, 1.0))
 
 # %% ../../nbs/21b_model.direct.ipynb #e09c5f91
@@ -342,7 +348,10 @@ def read_prior(
 ) -> pd.Series:  # sign by (source, target)
     "Prior edges. Raises `GpovaeError` for a table without source and target."
     if lacking := [c for c in ("source", "target") if c not in prior]: raise GpovaeError(f"The table of prior edges has no column {lacking[0]!r}. It needs source and target, and may have sign; it has: {', '.join(map(str, prior.columns))}.")
-    sign = np.sign(pd.to_numeric(prior["sign"], errors="coerce")).fillna(0.0).to_numpy(float) if "sign" in prior else np.zeros(len(prior))
+    given = prior["sign"].map(lambda v: {"+": 1, "-": -1, "": 0}.get(v, v) if isinstance(v, str) else v) if "sign" in prior else pd.Series(0, prior.index)
+    sign = pd.to_numeric(given, errors="coerce")
+    if (odd := sign.isna() & given.notna()).any(): raise GpovaeError(f"The sign of the prior edge from {prior['source'][odd].iloc[0]!r} to {prior['target'][odd].iloc[0]!r} is {given[odd].iloc[0]!r}. It can be 1 or +, -1 or -, and 0 or missing where it is not known.")
+    sign = np.sign(sign.fillna(0.0).to_numpy(float))
     edges = pd.Series(sign, pd.MultiIndex.from_arrays([prior["source"].astype(str), prior["target"].astype(str)]))
     edges = edges[edges.index.get_level_values(0) != edges.index.get_level_values(1)]
     return edges.groupby(level=[0, 1]).mean().round()          # listed with both signs: unknown

@@ -60,7 +60,7 @@ def shift_rows(vae: VAE) -> tuple[np.ndarray, np.ndarray, list]:  # mean (R, n),
     targets, mean, se = [[t for t in row if t < P.n] for row in P.targets.tolist()], P.mean.double().numpy().copy(), P.se.double().numpy().copy()
     for r, ts in enumerate(targets):
         for t in ts:
-            if measured[t]: mean[r, t], se[r, t] = P.kappa[t].item(), 0.1
+            if measured[t]: mean[r, t], se[r, t] = P.kappa[t].item(), 0.1      # a usual error; that of the screen is not kept
     return mean, se, targets
 
 def _hide(fit, targets, mean, kappa, folds, seed, progress):
