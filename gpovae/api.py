@@ -454,6 +454,8 @@ def load(cls: GPOVAE,
     except GpovaeError: raise
     except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as e: raise GpovaeError(f"{path} cannot be read as a run ({type(e).__name__}: {' '.join(str(e).split())[:300]}). Was it written by something else?") from e
     self.adata = _fitting(adata if adata is not None or not data else _recorded(s["data"]), self.genes)
+    if adata is not None and Key.split in adata.obs and _cells(Screen(adata)) != self.cells:
+        warnings.warn("These are other cells, or another split, than this model was trained with. It predicts as ever; scores on these cells may be scores on its training cells.", stacklevel=2)
     return self
 
 @patch

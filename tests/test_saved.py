@@ -1,5 +1,5 @@
 """Saved runs: what is in the folder, what is refused and with which words, what an older one is turned into; and names that are code, which stay text in every report."""
-import hashlib, json, re, shutil
+import hashlib, json, re, shutil, warnings
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
@@ -10,6 +10,7 @@ import gpovae
 from bench_explorer import browser, chromium
 from gpovae import GPOVAE, GpovaeError, reports
 from gpovae.api import FORMAT, MIGRATIONS, _checksum, run_settings
+from gpovae.data.screen import Key
 from gpovae.sweep import whole
 
 pytestmark = pytest.mark.xdist_group("runs")
@@ -135,7 +136,9 @@ def test_the_place_of_the_screen_may_change(run, tmp_path):
 def test_genes_in_another_order_and_missing_ones(hostile, run):
     model = GPOVAE.load(run)
     turned = model.adata[:, np.random.default_rng(0).permutation(model.adata.n_vars)].copy()
-    again = GPOVAE.load(run, turned)
+    with warnings.catch_warnings(): warnings.simplefilter("error"); again = GPOVAE.load(run, turned)
+    other = model.adata.copy(); other.obs[Key.split] = other.obs[Key.split].to_numpy()[::-1]
+    with pytest.warns(UserWarning, match="other cells, or another split"): GPOVAE.load(run, other)
     assert list(again.adata.var_names) == model.genes != list(turned.var_names)
     np.testing.assert_array_equal(again.get_latent_representation(), model.get_latent_representation())
     with pytest.raises(GpovaeError, match=f"lacks 7 gene.s. of the model .{', '.join(map(re.escape, model.genes[:5]))}, \\.\\.\\.\\)\\. Load it"): GPOVAE.load(run, model.adata[:, 7:].copy())
