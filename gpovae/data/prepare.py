@@ -165,6 +165,7 @@ def _clean(s: Source) -> Source:
     frame = lambda f: f[[c for c in f if not _ours(c)]]
     return s._replace(obs=frame(s.obs), var=frame(s.var), obsm={k: v for k, v in s.obsm.items() if not _ours(k)}, uns={k: v for k, v in s.uns.items() if not _ours(k)})
 
+# %% ../../nbs/17_data.prepare.ipynb #cde8b742
 def prepare_file(
     path,                    # screen of any layout (chapter *files*), only read; or the name of a screen (chapter *datasets*)
     target,                  # .h5ad to write
