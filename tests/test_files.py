@@ -594,7 +594,7 @@ BAD = {   # name: (f(base, folder) -> path, what the message says)
     "no cells": (lambda b, d: written(b[:0].copy(), d), "no cells"),
     "no genes": (lambda b, d: written(b[:, :0].copy(), d), "no genes"),
     "no X": (lambda b, d: written(with_X(b, None), d), "no X.*layer"),
-    "no labels": (lambda b, d: written(relabelled(b, dict(treatment="x")), d), "treatment.*perturbation_key"),
+    "no labels": (lambda b, d: written(relabelled(b, dict(treatment="x")), d), "treatment.*perturbation.key"),
 }
 
 
@@ -636,7 +636,7 @@ def test_commands_that_cannot_be_done(base, tmp_path):
     if os.geteuid(): (tmp_path / "locked").mkdir(mode=0o500); unwritable.append(["prepare", raw, tmp_path / "locked/out.h5ad"])
     for culprit, command in [("raw file itself", ["prepare", raw, raw]), ("umis", ["prepare", raw, out, "--layer", "umis"]), ("raw", ["prepare", raw, out, "--layer", "raw"]), ("nowhere.h5ad", ["prepare", "nowhere.h5ad", out]),
                              ("norman", ["prepare", "norman", out]), ("symbol", ["prepare", raw, out, "--gene-key", "symbol"]), ("lane", ["prepare", raw, out, "--batch-key", "lane"]), ("sgRNA", ["prepare", raw, out, "--guide-key", "sgRNA"]),
-                             ("raw.h5ad", ["prepare", raw, raw / "out.h5ad"]), ("GENE1", ["prepare", raw, out, "--held-out", "GENE1"]), ("min_cells=1000", ["prepare", raw, out, "--min-cells", 1000]), ("summary.csv", ["prepare", raw, out, "--strong", "summary.csv"]),
+                             ("raw.h5ad", ["prepare", raw, raw / "out.h5ad"]), ("GENE1", ["prepare", raw, out, "--held-out", "GENE1"]), ("--min-cells 1000", ["prepare", raw, out, "--min-cells", 1000]), ("summary.csv", ["prepare", raw, out, "--strong", "summary.csv"]),
                              *(("Cannot write", c) for c in unwritable)]:
         status, text = gpovae_(*command, *["--no-doublets", "--quiet"])
         assert status == 2 and culprit in text and "Traceback" not in text, (command, text)

@@ -61,7 +61,7 @@ def die_one_by_one(place, *lines):
                 except SystemExit as e: sys.stdout.flush(); sys.stderr.flush(); os._exit(e.code or 0)
                 os._exit(99)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        folder = Path(arguments[arguments.index("--out") + 1] if "--out" in arguments else place)
+        folder = Path(arguments[arguments.index("--out") + 1] if "--out" in arguments else Path(arguments[2]).parent if arguments[0] == "prepare" else place)
         print(json.dumps([status, sorted(p.name for p in folder.iterdir()) if folder.exists() else [], Path(f"{place}/said").read_text(), _epochs(folder), _seed(folder)]), flush=True)
 
 
