@@ -129,7 +129,7 @@ class Bar(tqdm):
         now = time(); gone = now - getattr(self, "start_t", now)        # tqdm may show itself before it starts
         if gone < self.delay: return
         if self.live: return super().display(msg, pos)
-        if msg == "" or now < self.due or (gone < 60 and self.n - self.initial < 2): return     # what one unit took says little: it may have been compiled
+        if msg == "" or now < self.due or (0 < self.delay and gone < 60 and self.n - self.initial < 2): return     # what one unit took says little: it may have been compiled
         self.fp.write(f"{str(self).rstrip()}\n"); self.fp.flush()
         self.due = now + max(10, gone / 10)
 
