@@ -338,8 +338,9 @@ def fit_network(
             again = _chains(imagined, [[seed, 1000 + k, 0]], burn, draws, bar.update)[0]
             if (true & can).any(): found.append(temper(again[can], true[can]))
             if found: q = np.where(p > 0, np.minimum(p, _logistic(np.mean(found, 0)[0] + np.mean(found, 0)[1] * _logit(np.clip(p, 1e-9, 1 - 1e-9)))), 0)
-    knockdown = np.where(t.own & np.isfinite(mean), t.noise, np.inf).min(0) / t.kappa ** 2            # relative variance of what effects are divided by
-    std = np.sqrt(std ** 2 + effect ** 2 * np.where(np.isfinite(knockdown), knockdown, 0)[:, None])
+    measured = t.own & np.isfinite(mean)
+    knockdown = np.where(measured.any(0), np.where(measured, t.noise, np.inf).min(0, initial=1e6) / np.maximum(t.kappa ** 2, 1e-6), 0)   # relative variance of what effects are divided by
+    std = np.sqrt(std ** 2 + effect ** 2 * knockdown[:, None])
     return NetworkFit(*(x.astype(np.float32) for x in (q, effect, std)), float(np.mean([s.pi[0] for s in states])), tuple(np.mean(found, 0).tolist()) if found else (0.0, 1.0))
 
 # %% ../../nbs/21b_model.direct.ipynb #e09c5f91
