@@ -1,4 +1,5 @@
 """Reads everything from settings.ini, the one place that states metadata and requirements."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -23,6 +24,8 @@ setup(
     package_dir={"gpovae.notebooks": "nbs/reports"},
     package_data={"gpovae.notebooks": ["*.ipynb"], "gpovae": ["static/*"]},
     install_requires=s["requirements"].split(),
-    extras_require={k.removesuffix("_requirements"): s[k].split() for k in s if k.endswith("_requirements")},
+    extras_require={
+        k.removesuffix("_requirements"): s[k].split() for k in s if k.endswith("_requirements")
+    },
     entry_points={"console_scripts": s["console_scripts"].split()},
 )

@@ -1,5 +1,9 @@
 """How Sphinx turns the staged book (tools/docs.py) into pages that ask nothing of any network."""
-import inspect, re, shutil, sys
+
+import inspect
+import re
+import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +16,7 @@ project, author = "gpovae", "The gpovae authors"
 version = release = book_docs.SETTINGS["version"]
 copyright = f"{author}, MIT licence"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
-default_role = "code"                     # in docstrings, `name` is code
+default_role = "code"  # in docstrings, `name` is code
 
 # pages
 html_theme = "furo"
@@ -21,25 +25,33 @@ html_static_path = [str(Path(__file__).parent / "static")]
 html_css_files = ["book.css"]
 html_theme_options = dict(navigation_with_keys=True)
 html_show_sourcelink = html_copy_source = False
-html_show_search_summary = False          # a page that was opened as a file may not read another
+html_show_search_summary = False  # a page that was opened as a file may not read another
 pygments_style, pygments_dark_style = "tango", "github-dark"
 
 # notebooks: as they are stored
 nb_execution_mode = "off"
-nb_render_markdown_format = "myst"        # tables in outputs
+nb_render_markdown_format = "myst"  # tables in outputs
 nb_output_stderr = "remove"
 nb_merge_streams = True
-nb_ipywidgets_js = {}                     # no widgets, hence no scripts from elsewhere
+nb_ipywidgets_js = {}  # no widgets, hence no scripts from elsewhere
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
 
 # mathematics: the parts of MathJax that a page loads, copied beside the pages
-MATHJAX = Path(next(iter(find_spec("sphinx-mathjax-offline").submodule_search_locations))) / "static/mathjax"
+MATHJAX = (
+    Path(next(iter(find_spec("sphinx-mathjax-offline").submodule_search_locations)))
+    / "static/mathjax"
+)
 mathjax_path = "mathjax/tex-chtml.js"
 
 # API: signatures, one-line docstrings, and the comment beside each parameter
-autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource", "exclude-members": "__weakref__"}
+autodoc_default_options = {
+    "members": True,
+    "undoc-members": True,
+    "member-order": "bysource",
+    "exclude-members": "__weakref__",
+}
 autodoc_typehints = "description"
 autodoc_typehints_format = "short"
 autodoc_typehints_description_target = "all"
@@ -50,22 +62,42 @@ maximum_signature_line_length = 100
 
 
 def plain(text: str) -> str:
-    "Docstrings and comments are plain text with `code`: what RST would read into the rest is escaped."
-    return "".join(p if i % 2 else re.sub(r"([*|_\\])", r"\\\1", p) for i, p in enumerate(re.split(r"(`[^`\n]+`)", text)))
+    """Docstrings and comments are plain text with `code`.
+
+    What RST would read into the rest is escaped.
+    """
+    return "".join(
+        p if i % 2 else re.sub(r"([*|_\\])", r"\\\1", p)
+        for i, p in enumerate(re.split(r"(`[^`\n]+`)", text))
+    )
 
 
 def comments(obj) -> dict[str, str]:
     "Parameter (or field, or `return`) -> the comment beside it in the source."
-    try: found = docments(obj, full=True)
-    except Exception: return {}           # no source to read: built in the C language, or made at run time
-    return {k: (v.get("docment") or "").strip() for k, v in found.items() if k != "self" and (k != "return" or v.get("docment"))}
+    try:
+        found = docments(obj, full=True)
+    except Exception:
+        return {}  # no source to read: built in the C language, or made at run time
+    return {
+        k: (v.get("docment") or "").strip()
+        for k, v in found.items()
+        if k != "self" and (k != "return" or v.get("docment"))
+    }
 
 
 def add_comments(app, what, name, obj, options, lines):
     "Called for every docstring: escape it, and append a field for every commented parameter."
     lines[:] = [plain(l) for l in lines]
-    if what == "module": lines.clear()    # the claim of the chapter, which stands above
-    if what in ("function", "method", "class", "exception") and (said := comments(obj)): lines += ["", *(f":returns: {plain(c)}" if k == "return" else f":param {k}: {plain(c)}" for k, c in said.items())]
+    if what == "module":
+        lines.clear()  # the claim of the chapter, which stands above
+    if what in ("function", "method", "class", "exception") and (said := comments(obj)):
+        lines += [
+            "",
+            *(
+                f":returns: {plain(c)}" if k == "return" else f":param {k}: {plain(c)}"
+                for k, c in said.items()
+            ),
+        ]
 
 
 def no_self(app, what, name, obj, options, signature, returned):
@@ -79,12 +111,20 @@ def skip(app, what, name, obj, skipped, options):
 
 
 def copy_mathjax(app, exception):
-    if exception or app.builder.format != "html": return
+    if exception or app.builder.format != "html":
+        return
     to = Path(app.outdir) / "_static/mathjax"
-    for part in ("tex-chtml.js", "a11y/assistive-mml.js", "input/tex/extensions", "output/chtml/fonts"):
+    for part in (
+        "tex-chtml.js",
+        "a11y/assistive-mml.js",
+        "input/tex/extensions",
+        "output/chtml/fonts",
+    ):
         (to / part).parent.mkdir(parents=True, exist_ok=True)
-        if (MATHJAX / part).is_dir(): shutil.copytree(MATHJAX / part, to / part, dirs_exist_ok=True)
-        else: shutil.copy(MATHJAX / part, to / part)
+        if (MATHJAX / part).is_dir():
+            shutil.copytree(MATHJAX / part, to / part, dirs_exist_ok=True)
+        else:
+            shutil.copy(MATHJAX / part, to / part)
 
 
 def setup(app):

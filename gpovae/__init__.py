@@ -10,7 +10,7 @@ _lazy = {  # name: (module, attribute or None for the module itself); imported o
     "GPOVAE": ("gpovae.api", "GPOVAE"),
     "evaluate": ("gpovae.evaluate", None),
     "plots": ("gpovae.plots", None),
-    "GpovaeError": ("gpovae.data.screen", "GpovaeError"),
+    "GpovaeError": ("gpovae.core.errors", "GpovaeError"),
 }
 __all__ = [*_lazy, "__version__"]
 

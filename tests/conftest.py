@@ -1,18 +1,18 @@
-import os, sys
-from pathlib import Path
+import os
 
 import pytest
 
-for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"): os.environ.setdefault(name, "1")   # two workers on two cores; numba would set OpenMP's number too
+for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    # two workers on two cores; numba would set OpenMP's number too
+    os.environ.setdefault(name, "1")
 os.environ.setdefault("MPLBACKEND", "agg")
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
 
 
 @pytest.fixture(scope="session")
 def screen():
     "A raw simulated screen, small enough to train on in seconds."
     import gpovae
+
     return gpovae.datasets.simulated(n_cells=900, n_genes=60, n_perturbations=6, seed=1)
 
 
@@ -20,11 +20,34 @@ def screen():
 def run_folder(tmp_path_factory, screen):
     "What the shell makes of it: raw.h5ad, prepared.h5ad, run/."
     from click.testing import CliRunner
-    from gpovae.cli import main
+
+    from gpovae.app.cli import main
+
     folder = tmp_path_factory.mktemp("cli")
     screen.write_h5ad(folder / "raw.h5ad")
-    for command in (["prepare", folder / "raw.h5ad", folder / "prepared.h5ad", "--perturbation-key", "gene", "--control", "non-targeting", "--quiet"],
-                    ["train", folder / "prepared.h5ad", "--out", folder / "run", "--max-epochs", "3", "--seed", "0", "--quiet"]):
+    for command in (
+        [
+            "prepare",
+            folder / "raw.h5ad",
+            folder / "prepared.h5ad",
+            "--perturbation-key",
+            "gene",
+            "--control",
+            "non-targeting",
+            "--quiet",
+        ],
+        [
+            "train",
+            folder / "prepared.h5ad",
+            "--out",
+            folder / "run",
+            "--max-epochs",
+            "3",
+            "--seed",
+            "0",
+            "--quiet",
+        ],
+    ):
         result = CliRunner().invoke(main, [str(c) for c in command], catch_exceptions=False)
         assert result.exit_code == 0, result.output
     return folder

@@ -5,59 +5,107 @@
 
 A step is loss, gradients, clipping and Adam, of the published preset with K562's sizes. Rounds are interleaved (one plain step, then two of each other kind), and medians are reported.
 """
-import argparse, collections, contextlib, datetime, json, platform, statistics, subprocess, sys, time
+
+import argparse
+import collections
+import contextlib
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpovae.model.fused import _pass, one_pass, use_compiled
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPES = dict(small=(512, 5000, 80), large=(512, 8563, 620), many=(4096, 8563, 620))    # cells, genes, nodes; 5 particles
+# cells, genes, nodes; 5 particles
+SHAPES = dict(small=(512, 5000, 80), large=(512, 8563, 620), many=(4096, 8563, 620))
 
 
 def chapter():
-    "What the cells marked `#| plain` of chapter 93 define: the plain formulation, and a batch to try it on."
-    cells, names = json.loads((ROOT / "nbs/93_speed.ipynb").read_text(encoding="utf-8"))["cells"], dict(np=np, pd=pd)
+    """What the cells marked `#| plain` of chapter 93 define.
+
+    The plain formulation, and a batch to try it on.
+    """
+    cells = json.loads((ROOT / "nbs/93_speed.ipynb").read_text(encoding="utf-8"))["cells"]
+    names = dict(np=np, pd=pd)
     for c in cells:
-        if "".join(c["source"]).startswith("#| plain"): exec("".join(c["source"]), names)
+        if "".join(c["source"]).startswith("#| plain"):
+            exec("".join(c["source"]), names)
     return argparse.Namespace(**names)
 
 
 class Products(TorchDispatchMode):
     "Takes down every matrix product, so that it can be counted and done again alone."
-    def __init__(self): super().__init__(); self.done = []
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         name = f.overloadpacket.__name__
-        if name in ("mm", "addmm", "addmm_", "bmm"): self.done.append((tuple(args[-2].shape), args[-2].stride(), tuple(args[-1].shape), args[-1].stride(), args[-1].dtype))
+        if name in ("mm", "addmm", "addmm_", "bmm"):
+            self.done.append(
+                (
+                    tuple(args[-2].shape),
+                    args[-2].stride(),
+                    tuple(args[-1].shape),
+                    args[-1].stride(),
+                    args[-1].dtype,
+                )
+            )
         return f(*args, **(kwargs or {}))
-    def gflop(self): return sum(2 * int(np.prod(a)) * b[-1] for a, _, b, *_ in self.done) / 1e9
+
+    def gflop(self):
+        return sum(2 * int(np.prod(a)) * b[-1] for a, _, b, *_ in self.done) / 1e9
+
     def again(self, device):
         "A function that does them all again, on other numbers in the same layout."
+
         def like(shape, stride, dtype, made={}):
             key = shape, stride, dtype, device
-            if key not in made: made[key] = torch.empty_strided(shape, stride, dtype=dtype, device=device).normal_()
+            if key not in made:
+                made[key] = torch.empty_strided(shape, stride, dtype=dtype, device=device).normal_()
             return made[key]
+
         pairs = [(like(a, sa, t), like(b, sb, t)) for a, sa, b, sb, t in self.done]
+
         def run():
-            for a, b in pairs: torch.matmul(a, b)
+            for a, b in pairs:
+                torch.matmul(a, b)
+
         return run
 
 
-def synchronised(device): torch.cuda.synchronize() if device == "cuda" else None
+def synchronised(device):
+    torch.cuda.synchronize() if device == "cuda" else None
+
 
 def seconds(f, device):
-    synchronised(device); start = time.perf_counter(); f(); synchronised(device)
+    synchronised(device)
+    start = time.perf_counter()
+    f()
+    synchronised(device)
     return time.perf_counter() - start
 
 
 def graphed(vae, batch, s, low=False, seed=1):
     "The lean loss as training launches it on a GPU: a CUDA graph."
-    from gpovae.model.graphs import Launched
     from gpovae.model.objective import draw
-    noise, launched = draw(vae, batch, s, torch.Generator().manual_seed(seed)), Launched(vae, s, low)
-    with use_compiled(): launched(batch, noise)
+    from gpovae.train.cuda_graph import GraphedStep
+
+    noise = draw(vae, batch, s, torch.Generator().manual_seed(seed))
+    launched = GraphedStep(vae, s, low)
+    with use_compiled():
+        launched(batch, noise)
     return lambda: launched(batch, noise)["total"]
 
 
@@ -66,64 +114,146 @@ def steps(shape, device, rounds, ladder=True):
     c = chapter()
     vae, batch, s = c.make(*shape, device=device)
     lean, naive = c.both(vae, batch, s)
-    kinds = {"plain": (naive, ())} | ({f"saved {i}": (lambda i=i: naive(frozenset(c.SAVINGS[:i])), ()) for i in range(1, len(c.SAVINGS) + 1)} if ladder else {})
-    low, gpu = lambda: torch.autocast(device, torch.bfloat16), device == "cuda"
-    kinds |= {"lean": (lean, ()), "lean, compiled": (lean, (use_compiled,)), "lean, bf16": (lean, (use_compiled, low))} if gpu else {"lean": (lean, ()), "lean, bf16": (lean, (low,))}
+    kinds = {"plain": (naive, ())} | (
+        {
+            f"saved {i}": (lambda i=i: naive(frozenset(c.SAVINGS[:i])), ())
+            for i in range(1, len(c.SAVINGS) + 1)
+        }
+        if ladder
+        else {}
+    )
+
+    def low():
+        return torch.autocast(device, torch.bfloat16)
+
+    gpu = device == "cuda"
+    kinds |= (
+        {
+            "lean": (lean, ()),
+            "lean, compiled": (lean, (use_compiled,)),
+            "lean, bf16": (lean, (use_compiled, low)),
+        }
+        if gpu
+        else {"lean": (lean, ()), "lean, bf16": (lean, (low,))}
+    )
     if device == "cuda":
         for name, low in (("lean, graphed", False), ("lean, graphed, bf16", True)):
-            try: kinds[name] = graphed(vae, batch, s, low), ()
-            except Exception as e: print(f"{name}: {type(e).__name__}: {e}")
-    adam = {k: torch.optim.Adam(vae.parameters(), lr=0., weight_decay=1e-6, fused=k.startswith("lean")) for k in kinds}    # learning rate 0: all kinds stay at the same weights
+            try:
+                kinds[name] = graphed(vae, batch, s, low), ()
+            except Exception as e:
+                print(f"{name}: {type(e).__name__}: {e}")
+    # learning rate 0: all kinds stay at the same weights
+    adam = {
+        k: torch.optim.Adam(vae.parameters(), lr=0.0, weight_decay=1e-6, fused=k.startswith("lean"))
+        for k in kinds
+    }
+
     def step(kind):
         loss, around = kinds[kind]
         with contextlib.ExitStack() as stack:
-            for a in around: stack.enter_context(a())
-            adam[kind].zero_grad(); value = loss()
-        value.backward(); torch.nn.utils.clip_grad_norm_(vae.parameters(), 100.); adam[kind].step()
+            for a in around:
+                stack.enter_context(a())
+            adam[kind].zero_grad()
+            value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 100.0)
+        adam[kind].step()
         return value.item()
-    with Products() as products: step("lean")
-    again, peak = products.again(device), {}
-    loss, took = {k: step(k) for k in kinds}, collections.defaultdict(list)
+
+    with Products() as products:
+        step("lean")
+    again = products.again(device)
+    peak = {}
+    loss = {k: step(k) for k in kinds}
+    took = collections.defaultdict(list)
     same = c.differences(c.gradients(vae, lean), c.gradients(vae, naive))
     for _ in range(rounds):
         for k in kinds:
             for _ in range(2 if k.startswith("lean") else 1):
-                if device == "cuda": torch.cuda.reset_peak_memory_stats()
+                if device == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
                 took[k].append(seconds(lambda: step(k), device))
-                if device == "cuda": peak[k] = torch.cuda.max_memory_allocated() / 2**30
+                if device == "cuda":
+                    peak[k] = torch.cuda.max_memory_allocated() / 2**30
         took["products alone"].append(seconds(again, device))
     middle = {k: statistics.median(v) for k, v in took.items()}
     with contextlib.ExitStack() as stack:
-        with Products() as all_products: naive()
-    return dict(cells=shape[0], genes=shape[1], nodes=shape[2], particles=s.particles, perturbations_in_batch=len(vae.perturbations.nodes_of(batch.label)), rounds=rounds, seconds=middle, all_seconds=dict(took),
-                times_faster={k: middle["plain"] / v for k, v in middle.items()}, gflop=products.gflop(), plain_forward_gflop=all_products.gflop(), share_of_products=middle["products alone"] / min(v for k, v in middle.items() if k in ("lean", "lean, compiled", "lean, graphed")),
-                difference_of_loss=same[0], difference_of_gradients=same[1], loss=loss, savings=c.SAVINGS, peak_gib=peak)
+        with Products() as all_products:
+            naive()
+    return dict(
+        cells=shape[0],
+        genes=shape[1],
+        nodes=shape[2],
+        particles=s.particles,
+        perturbations_in_batch=len(vae.perturbations.nodes_of(batch.label)),
+        rounds=rounds,
+        seconds=middle,
+        all_seconds=dict(took),
+        times_faster={k: middle["plain"] / v for k, v in middle.items()},
+        gflop=products.gflop(),
+        plain_forward_gflop=all_products.gflop(),
+        share_of_products=middle["products alone"]
+        / min(v for k, v in middle.items() if k in ("lean", "lean, compiled", "lean, graphed")),
+        difference_of_loss=same[0],
+        difference_of_gradients=same[1],
+        loss=loss,
+        savings=c.SAVINGS,
+        peak_gib=peak,
+    )
 
 
 def memory(shape):
     "Peak memory in GiB of a fresh process that takes five lean steps."
     code = f"""
-import re, sys, torch; sys.path.insert(0, {str(ROOT / 'tools')!r}); import bench_speed as b
+import re, sys, torch; sys.path.insert(0, {str(ROOT / "tools")!r}); import bench_speed as b
 c = b.chapter(); vae, batch, s = c.make(*{shape!r})
 from gpovae.model.objective import draw, objective
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20      # ru_maxrss would be that of the parent
 before, g, adam = peak(), torch.Generator().manual_seed(0), torch.optim.Adam(vae.parameters(), fused=True)
 for _ in range(5): adam.zero_grad(); objective(vae, batch, s, *draw(vae, batch, s, g))["total"].backward(); adam.step()
 print(before, peak())"""
-    return dict(zip(("before the first step", "peak"), map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())))
+    return dict(
+        zip(
+            ("before the first step", "peak"),
+            map(
+                float,
+                subprocess.run(
+                    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+                ).stdout.split(),
+            ),
+        )
+    )
 
 
 def equality(shape, seeds=5):
-    "Relative differences of loss and of all gradients between the plain and the lean step: float32 for several seeds of the noise, float64 once; and products by number of perturbations in the batch."
-    c, rows = chapter(), []
+    """Relative differences of loss and of all gradients between the plain and the lean step.
+
+    Float32 for several seeds of the noise, float64 once; and products by number of perturbations
+    in the batch.
+    """
+    c = chapter()
+    rows = []
     for dtype, some in ((torch.float32, range(1, seeds + 1)), (torch.float64, [1])):
         vae, batch, s = c.make(*shape, dtype=dtype)
-        for seed in some: lean, naive = c.both(vae, batch, s, seed); rows.append(dict(dtype=str(dtype)[6:], seed=seed) | dict(zip(("loss", "gradients"), c.differences(c.gradients(vae, lean), c.gradients(vae, naive)))))
+        for seed in some:
+            lean, naive = c.both(vae, batch, s, seed)
+            rows.append(
+                dict(dtype=str(dtype)[6:], seed=seed)
+                | dict(
+                    zip(
+                        ("loss", "gradients"),
+                        c.differences(c.gradients(vae, lean), c.gradients(vae, naive)),
+                    )
+                )
+            )
     vae, batch, s = c.make(*shape)
+
     def products(keep):
         some = batch._replace(label=torch.where(batch.label >= 0, batch.label % keep, -1))
-        with Products() as p: c.both(vae, some, s)[0]().backward()
+        with Products() as p:
+            c.both(vae, some, s)[0]().backward()
         return dict(perturbations=len(vae.perturbations.nodes_of(some.label)), gflop=p.gflop())
+
     return dict(differences=rows, products=[products(k) for k in (10, 100, shape[2])])
 
 
@@ -131,27 +261,48 @@ def limits(device):
     "What the machine can do: bytes moved by a copy, and matrix products."
     n, out = (8192, {}) if device == "cuda" else (2048, {})
     a = torch.randn(n, n, device=device)
-    best = lambda f, k=5: min(seconds(f, device) for _ in range(k + 2))
-    big = torch.randn(2**28 if device == "cuda" else 2**25, device=device); target = torch.empty_like(big)
+
+    def best(f, k=5):
+        return min(seconds(f, device) for _ in range(k + 2))
+
+    big = torch.randn(2**28 if device == "cuda" else 2**25, device=device)
+    target = torch.empty_like(big)
     out["copy_gb_s"] = 2 * big.numel() * 4 / best(lambda: target.copy_(big)) / 1e9
     out["float32_gflop_s"] = 2 * n**3 / best(lambda: a @ a) / 1e9
-    b = a.bfloat16() if device == "cuda" else a[:512, :512].bfloat16(); out["bf16_gflop_s"] = 2 * len(b)**3 / best(lambda: b @ b) / 1e9
+    b = a.bfloat16() if device == "cuda" else a[:512, :512].bfloat16()
+    out["bf16_gflop_s"] = 2 * len(b) ** 3 / best(lambda: b @ b) / 1e9
     return out
 
 
 def one_pass_rate(shape, device, particles=5):
-    "GB/s of the pass over logits: what it must read and write (logits, counts; two derivatives), and what it takes beside one copy."
+    """GB/s of the pass over logits.
+
+    What it must read and write (logits, counts; two derivatives), and what it takes beside one
+    copy.
+    """
     B, G, _ = shape
     S = particles if device == "cuda" else 1
-    f, x, weight = torch.randn(S, B, G, device=device), torch.poisson(torch.ones(B, G, device=device)), torch.ones(B, device=device)
+    f = torch.randn(S, B, G, device=device)
+    x = torch.poisson(torch.ones(B, G, device=device))
+    weight = torch.ones(B, device=device)
     arguments = f, x, x.sum(1), torch.ones(G, device=device), torch.ones(G, device=device), weight
-    run = torch.compile(one_pass, dynamic=True) if device == "cuda" else _pass      # on the CPU it overwrites the logits
+    # on the CPU it overwrites the logits
+    run = torch.compile(one_pass, dynamic=True) if device == "cuda" else _pass
     run(*arguments)
     times = [seconds(lambda: run(*arguments), device) for _ in range(8)]
-    return dict(ns_per_entry=1e9 * min(times) / f.numel(), gb_s=(3 * f.numel() + x.numel()) * 4 / min(times) / 1e9, particles=S)
+    return dict(
+        ns_per_entry=1e9 * min(times) / f.numel(),
+        gb_s=(3 * f.numel() + x.numel()) * 4 / min(times) / 1e9,
+        particles=S,
+    )
 
 
-def machine(device): return torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+def machine(device):
+    return (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
 
 
 def measure(device="cpu", rounds=5, shapes=None):
@@ -160,77 +311,150 @@ def measure(device="cpu", rounds=5, shapes=None):
     for name, shape in (shapes or {k: SHAPES[k] for k in ("small", "large")}).items():
         r = found["shapes"][name] = steps(shape, device, rounds)
         r["one_pass"] = one_pass_rate(shape, device)
-        if device == "cpu": r |= dict(memory_gib=memory(shape), equality=equality(shape))
-        print(f"\n{machine(device)}: {shape[0]} cells x {shape[1]:,} genes x {shape[2]} nodes x {r['particles']} particles, {r['perturbations_in_batch']} perturbations in the batch; {r['gflop']:.0f} GFLOP of products, {r['share_of_products']:.0%} of the step; "
-              f"loss differs by {r['difference_of_loss']:.0e}, gradients by {r['difference_of_gradients']:.0e}" + (f"; peak {r['memory_gib']['peak']:.2f} GiB" if device == "cpu" else ""))
-        print(pd.DataFrame(dict(seconds=r["seconds"], times_faster=r["times_faster"])).round(4).to_string(), flush=True)
+        if device == "cpu":
+            r |= dict(memory_gib=memory(shape), equality=equality(shape))
+        print(
+            f"\n{machine(device)}: {shape[0]} cells x {shape[1]:,} genes x {shape[2]} nodes x"
+            f" {r['particles']} particles, {r['perturbations_in_batch']} perturbations in the"
+            f" batch; {r['gflop']:.0f} GFLOP of products, {r['share_of_products']:.0%} of the step;"
+            f" loss differs by {r['difference_of_loss']:.0e}, gradients by"
+            f" {r['difference_of_gradients']:.0e}"
+            + (f"; peak {r['memory_gib']['peak']:.2f} GiB" if device == "cpu" else "")
+        )
+        print(
+            pd.DataFrame(dict(seconds=r["seconds"], times_faster=r["times_faster"]))
+            .round(4)
+            .to_string(),
+            flush=True,
+        )
     return found
 
 
-def speed(options): return measure("cpu", rounds=3)
+def speed(options):
+    return measure("cpu", rounds=3)
 
 
 QUALITY = dict(n_cells=20_000, n_genes=2000, n_perturbations=100)
 
 
 def quality_run(preset, path, budget, every, seed, threads=1):
-    "Train a preset on a prepared screen; ATE-rho on test cells against the seconds spent on building and training, scoring aside."
+    """Train a preset on a prepared screen.
+
+    ATE-rho on test cells against the seconds spent on building and training, scoring aside.
+    """
     import anndata as ad
+
     from gpovae import GPOVAE
-    from gpovae.data.batches import Cells
+    from gpovae.data.minibatch import Cells
     from gpovae.data.screen import Screen
     from gpovae.evaluate.effects import observed_effects
     from gpovae.evaluate.response import pearson
     from gpovae.model.objective import draw, objective
-    from gpovae.model.predict import control_context
-    from gpovae.model.training import build
+    from gpovae.model.prediction import control_context
+    from gpovae.train.loop import build
+
     torch.set_num_threads(threads)
     model, real = GPOVAE(adata := ad.read_h5ad(path), preset), observed_effects(adata, "test")
-    s, screen, noise, start = model.settings, Screen(adata), torch.Generator().manual_seed(seed), time.perf_counter()
+    s = model.settings
+    screen = Screen(adata)
+    noise = torch.Generator().manual_seed(seed)
+    start = time.perf_counter()
     vae, model.labels, model.batches = build(screen, s, seed)
     cells = Cells(screen, "train", model.labels, model.batches, s.partner, s.shift == "cell", seed)
-    spent, scored, curve, loader = time.perf_counter() - start, 0., [], cells.loader(s.batch_size, True, seed)
-    model.vae, model.seed, model.nodes = vae, seed, screen.nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)
-    adam, zero = torch.optim.Adam(vae.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay, fused=True), np.zeros(len(model.genes), np.float32)
+    spent = time.perf_counter() - start
+    scored = 0.0
+    curve = []
+    loader = cells.loader(s.batch_size, True, seed)
+    model.vae = vae
+    model.seed = seed
+    model.nodes = screen.nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)
+    adam = torch.optim.Adam(
+        vae.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay, fused=True
+    )
+    zero = np.zeros(len(model.genes), np.float32)
     for epoch in range(10_000):
         start = time.perf_counter()
         for batch in loader:
-            adam.zero_grad(); objective(vae, batch, s, *draw(vae, batch, s, noise))["total"].backward()
-            torch.nn.utils.clip_grad_norm_(vae.parameters(), s.clip_norm); adam.step()
+            adam.zero_grad()
+            objective(vae, batch, s, *draw(vae, batch, s, noise))["total"].backward()
+            torch.nn.utils.clip_grad_norm_(vae.parameters(), s.clip_norm)
+            adam.step()
         spent += time.perf_counter() - start
-        if spent - scored < every and epoch: continue
+        if spent - scored < every and epoch:
+            continue
         with torch.no_grad():
-            model.context, scored = control_context(vae, screen, model.batches, seed=seed), spent
-            model.anchor = model._left_over(screen, False) if s.anchor else (zero, np.zeros((len(model.labels), len(zero)), np.float32))
-            curve.append(dict(preset=preset, epoch=epoch + 1, seconds=spent, ate_rho=pearson(model.predict(list(real.index)).to_df(), real)))
+            model.context = control_context(vae, screen, model.batches, seed=seed)
+            scored = spent
+            model.anchor = (
+                model._left_over(screen, False)
+                if s.anchor
+                else (zero, np.zeros((len(model.labels), len(zero)), np.float32))
+            )
+            curve.append(
+                dict(
+                    preset=preset,
+                    epoch=epoch + 1,
+                    seconds=spent,
+                    ate_rho=pearson(model.predict(list(real.index)).to_df(), real),
+                )
+            )
         print(curve[-1], flush=True)
-        if spent > budget: return curve
+        if spent > budget:
+            return curve
 
 
 def prepared_for_quality(path, seed=0):
     from gpovae import datasets, prepare
-    adata = datasets.simulated(**QUALITY, seed=seed); prepare(adata, "gene", "non-targeting", doublets=False, progress=False)
+
+    adata = datasets.simulated(**QUALITY, seed=seed)
+    prepare(adata, "gene", "non-targeting", doublets=False, progress=False)
     adata.write_h5ad(path)
 
 
 def quality(options):
     "Both presets on the same screen at the same time, one thread each."
+    import multiprocessing
     import tempfile
     from concurrent.futures import ProcessPoolExecutor
-    import multiprocessing
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        path = Path(folder) / "screen.h5ad"; prepared_for_quality(path)
-        runs = [pool.submit(quality_run, preset, path, budget, every, 0) for preset, budget, every in (("paper", options.minutes * 60, 30), ("corrected", options.minutes * 12, 5))]
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        path = Path(folder) / "screen.h5ad"
+        prepared_for_quality(path)
+        runs = [
+            pool.submit(quality_run, preset, path, budget, every, 0)
+            for preset, budget, every in (
+                ("paper", options.minutes * 60, 30),
+                ("corrected", options.minutes * 12, 5),
+            )
+        ]
         curves = [row for r in runs for row in r.result()]
     best = max((r for r in curves if r["preset"] == "paper"), key=lambda r: r["ate_rho"])
-    first = next((r for r in curves if r["preset"] == "corrected" and r["ate_rho"] >= best["ate_rho"]), None)
-    return dict(screen=QUALITY, curves=curves, paper_best=best, corrected_first=first, times_faster=first and best["seconds"] / first["seconds"])
+    first = next(
+        (r for r in curves if r["preset"] == "corrected" and r["ate_rho"] >= best["ate_rho"]), None
+    )
+    return dict(
+        screen=QUALITY,
+        curves=curves,
+        paper_best=best,
+        corrected_first=first,
+        times_faster=first and best["seconds"] / first["seconds"],
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"]); parser.add_argument("--rounds", type=int, default=5); parser.add_argument("--out", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--shapes", default="small,large", help="of " + ", ".join(SHAPES))
     options = parser.parse_args()
-    found = dict(date=datetime.date.today().isoformat(), command=" ".join(["python", *sys.argv])) | measure(options.device, options.rounds, {k: SHAPES[k] for k in options.shapes.split(",")})
-    if options.out: options.out.write_text(json.dumps(found, indent=1))
+    found = dict(
+        date=datetime.date.today().isoformat(), command=" ".join(["python", *sys.argv])
+    ) | measure(options.device, options.rounds, {k: SHAPES[k] for k in options.shapes.split(",")})
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1))

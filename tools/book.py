@@ -9,7 +9,14 @@ are stored, within tolerance, durations (`3.1 s`, `20 ms`) aside. `#| timing` in
 that it shows more where a published screen is at hand: such a cell is compared only where it prints as many numbers as are stored.
 Figures, HTML and standard error are not compared.
 """
-import copy, math, os, posixpath, re, subprocess, sys
+
+import copy
+import math
+import os
+import posixpath
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -36,53 +43,100 @@ def skipped(cell) -> bool:
 
 
 def real_data() -> bool:
-    "Are the files of the real screen at hand? Points GPOVAE_DATA at the shared folder where it is not set."
+    """Are the files of the real screen at hand? Points GPOVAE_DATA at the shared folder where it is
+    not set.
+    """
     from gpovae.data.datasets import available
-    if "GPOVAE_DATA" not in os.environ and (shared := ROOT.parent / "shared/data").is_dir(): os.environ["GPOVAE_DATA"] = str(shared)
+
+    if "GPOVAE_DATA" not in os.environ and (shared := ROOT.parent / "shared/data").is_dir():
+        os.environ["GPOVAE_DATA"] = str(shared)
     return bool(available().at_hand["schraivogel2020"])
 
 
 def readme() -> str:
-    "README.md: prose and code of nbs/index.ipynb without outputs; links turned to the repository's root."
+    """README.md: prose and code of nbs/index.ipynb without outputs.
+
+    Links turned to the repository's root.
+    """
     parts = []
     for cell in nbformat.read(NBS / "index.ipynb", 4).cells:
         if cell.cell_type == "markdown":
-            parts.append(re.sub(r"\]\((?!\w+:|#)([^)]+)\)", lambda m: f"]({posixpath.normpath('nbs/' + m[1])})", cell.source))
+            parts.append(
+                re.sub(
+                    r"\]\((?!\w+:|#)([^)]+)\)",
+                    lambda m: f"]({posixpath.normpath('nbs/' + m[1])})",
+                    cell.source,
+                )
+            )
         elif cell.cell_type == "code" and not has(cell, "hide"):
             parts.append(f"```python\n{cell.source}\n```")
-    return "<!-- derived from nbs/index.ipynb by tools/book.py readme -->\n\n" + "\n\n".join(p.strip() for p in parts if p.strip()) + "\n"
+    return (
+        "<!-- derived from nbs/index.ipynb by tools/book.py readme -->\n\n"
+        + "\n\n".join(p.strip() for p in parts if p.strip())
+        + "\n"
+    )
 
 
 def run(path: Path):
     "The notebook as stored, and as it comes out of a fresh kernel of this interpreter."
-    from gpovae.reports import ThisInterpreter
-    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"): os.environ.setdefault(name, "1")
+    from gpovae.app.reports import ThisInterpreter
+
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     stored = nbformat.read(path, 4)
     todo = copy.deepcopy(stored)
     todo.cells = [c for c in todo.cells if not skipped(c)]
-    NotebookClient(todo, timeout=300, kernel_manager_class=ThisInterpreter, resources={"metadata": {"path": str(path.parent)}}).execute()
-    fresh, done = copy.deepcopy(stored), {c.id: c for c in todo.cells}
+    NotebookClient(
+        todo,
+        timeout=300,
+        kernel_manager_class=ThisInterpreter,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
+    fresh = copy.deepcopy(stored)
+    done = {c.id: c for c in todo.cells}
     fresh.cells = [done.get(c.id, c) for c in fresh.cells]
     return stored, fresh
 
 
 def numbers(cell) -> list[float]:
-    "Every number that a cell prints or shows as plain text, memory addresses and durations left out."
-    texts = [o.get("text", "") if o.output_type == "stream" and o.get("name") == "stdout" else o.get("data", {}).get("text/plain", "") for o in cell.get("outputs", [])]
+    """Every number that a cell prints or shows as plain text, memory addresses and durations left
+    out.
+    """
+    texts = [
+        (
+            o.get("text", "")
+            if o.output_type == "stream" and o.get("name") == "stdout"
+            else o.get("data", {}).get("text/plain", "")
+        )
+        for o in cell.get("outputs", [])
+    ]
     text = re.sub(r"0x[0-9a-fA-F]+|\x1b\[[0-9;]*m|\d[\d.]* ?(?:s|ms|min)\b", "", "\n".join(texts))
-    return [float(t) for t in re.findall(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?(?![\w])", text)]
+    return [
+        float(t)
+        for t in re.findall(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?(?![\w])", text)
+    ]
 
 
 def differences(stored, fresh) -> list[str]:
     "One line for every cell whose numbers are not those stored."
     found = []
     for old, new in zip(stored.cells, fresh.cells):
-        if old.cell_type != "code" or not old.outputs or skipped(old) or has(old, "timing"): continue
-        a, b = numbers(old), numbers(new)
+        if old.cell_type != "code" or not old.outputs or skipped(old) or has(old, "timing"):
+            continue
+        a = numbers(old)
+        b = numbers(new)
         off = [(x, y) for x, y in zip(a, b) if not math.isclose(x, y, rel_tol=RTOL, abs_tol=ATOL)]
-        if len(a) != len(b) and has(old, "real data"): continue
-        if len(a) != len(b): found.append(f"{len(a)} numbers stored, {len(b)} computed, in the cell:\n{old.source[:300]}")
-        elif off: found.append(f"stored {off[0][0]:g}, computed {off[0][1]:g} ({len(off)} of {len(a)} numbers differ), in the cell:\n{old.source[:300]}")
+        if len(a) != len(b) and has(old, "real data"):
+            continue
+        if len(a) != len(b):
+            found.append(
+                f"{len(a)} numbers stored, {len(b)} computed, in the cell:\n{old.source[:300]}"
+            )
+        elif off:
+            found.append(
+                f"stored {off[0][0]:g}, computed {off[0][1]:g} ({len(off)} of {len(a)} numbers"
+                f" differ), in the cell:\n{old.source[:300]}"
+            )
     return found
 
 
@@ -93,13 +147,17 @@ def main(what="", *names):
     elif what == "execute":
         for p in paths:
             nbformat.write(run(p)[1], p)
-            subprocess.run([Path(sys.executable).with_name("nbdev-clean"), "--fname", p], check=True, cwd=ROOT)
+            subprocess.run(
+                [Path(sys.executable).with_name("nbdev-clean"), "--fname", p], check=True, cwd=ROOT
+            )
             print(p.name, flush=True)
     elif what == "check":
         bad = {p.name: d for p in paths if (d := differences(*run(p)))}
-        for name, lines in bad.items(): print(name, *lines, sep="\n")
+        for name, lines in bad.items():
+            print(name, *lines, sep="\n")
         sys.exit(bool(bad))
-    else: sys.exit(__doc__)
+    else:
+        sys.exit(__doc__)
 
 
 if __name__ == "__main__":

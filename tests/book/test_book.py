@@ -1,0 +1,40 @@
+"""Every chapter runs from top to bottom in a fresh kernel and prints the numbers that are stored in it (rules: tools/book.py)."""
+
+import book
+import pytest
+
+
+@pytest.mark.parametrize("path", book.chapters(), ids=lambda p: p.stem)
+def test_chapter(path):
+    different = book.differences(*book.run(path))
+    assert not different, (
+        "\n\n".join(different)
+        + f"\n\nIf the new numbers are right: python tools/book.py execute nbs/{path.name}"
+    )
+
+
+def test_comparison_can_fail(monkeypatch):
+    "Numbers count, wherever they stand; durations and addresses do not."
+    import nbformat.v4 as v4
+
+    monkeypatch.setattr(book, "real_data", lambda: True)
+
+    def notebook(text, source="f()"):
+        return v4.new_notebook(
+            cells=[
+                v4.new_code_cell(
+                    source, outputs=[v4.new_output("stream", name="stdout", text=text)]
+                )
+            ]
+        )
+
+    stored = notebook("r = 0.52 in 3.1 s <f at 0x7f01>, 1,200 cells")
+    assert book.numbers(stored.cells[0]) == [0.52, 1, 200]
+    assert not book.differences(stored, notebook("r = 0.525 in 9 s <f at 0x99>, 1,200 cells"))
+    assert book.differences(
+        stored, notebook("r = 0.60 in 3.1 s, 1,200 cells")
+    ) and book.differences(stored, notebook("r = 0.52"))
+    assert not book.differences(notebook("1 2", "#| timing\nf()"), notebook("3 4"))
+    assert not book.differences(
+        notebook("1 2", "#| real data\nf()"), notebook("")
+    ) and book.differences(notebook("1 2", "#| real data\nf()"), notebook("1 3"))

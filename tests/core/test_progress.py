@@ -1,0 +1,103 @@
+"""Long work is visible: bars in a terminal, a few plain lines in a log, nothing with --quiet."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpovae.app.cli import main
+from gpovae.core.progress import Bar
+
+pytestmark = pytest.mark.xdist_group("runs")
+
+
+class Stream(io.StringIO):
+    def __init__(self, live):
+        super().__init__()
+        self.live = live
+
+    def isatty(self):
+        return self.live
+
+
+def shown(monkeypatch, live, seconds=3000, steps=3000, **settings):
+    "What work of so many seconds writes, by a clock of its own."
+    now = [0.0]
+    file = Stream(live)
+    monkeypatch.setattr("gpovae.data.screen.time", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with Bar(total=steps, desc="work", unit="steps", file=file, **settings) as bar:
+        for k in range(steps):
+            now[0] += seconds / steps
+            bar.set_postfix_str(f"loss {k}")
+            bar.update()
+    return file.getvalue()
+
+
+def test_a_log_gets_a_few_plain_lines(monkeypatch):
+    text = shown(monkeypatch, False)
+    lines = text.splitlines()
+    assert (
+        "\r" not in text
+        and "\x1b" not in text
+        and 20 < len(lines) < 60
+        and all(
+            re.match(r"work: \d+ of 3000 steps, [\d:]+ gone, [\d:?]+ left, loss \d+$", l)
+            for l in lines
+        )
+    ), lines
+    assert lines[-1].startswith("work: 3000 of 3000 steps")
+    assert len(shown(monkeypatch, False, 86400).splitlines()) < 120  # a day
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    text = shown(monkeypatch, True)
+    assert text.count("\r") > 100 and text.count("\n") == 1 and "3000/3000" in text
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_short_or_silenced_work_says_nothing(live, monkeypatch):
+    assert shown(monkeypatch, live, 1.9, 50) == "" == shown(monkeypatch, live, progress=False)
+
+
+def test_every_command_can_be_quiet():
+    for name, command in main.commands.items():
+        assert "--quiet" in [o for p in command.params for o in p.opts], name
+
+
+def run(folder, *words, quiet):
+    "Output, and what stands in the log, of a command whose standard error is a file."
+    with (folder / "log").open("w+") as log:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("gpovae"), *map(str, words), *["--quiet"] * quiet],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=folder,
+            env=os.environ,
+        )
+        log.seek(0)
+        text = log.read()
+    assert done.returncode == 0, text
+    return done.stdout, text
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_logs_of_commands(run_folder, tmp_path, quiet):
+    "An evaluation takes long enough for its report to say how far it is."
+    for words in (
+        ["train", run_folder / "prepared.h5ad", "--out", tmp_path / "run", "--max-epochs", 1],
+        ["network" if quiet else "evaluate", tmp_path / "run"],
+    ):
+        out, log = run(tmp_path, *words, quiet=quiet)
+        assert out and "\r" not in log and "\x1b" not in log and len(log.splitlines()) < 30, log
+        if quiet:
+            assert log == "", log
+        elif words[0] == "evaluate":
+            assert re.search(r"evaluate: \d+ of \d+ cells, [\d:]+ gone, [\d:?]+ left", log), log
+        else:
+            assert "at most" in log and "kept are the weights" in log
