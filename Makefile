@@ -17,7 +17,7 @@ test: .venv/.done .venv/.docs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 bench: .venv/.done
-	$(BIN)/python tools/bench.py
+	$(BIN)/python benchmarks/bench.py
 
 book: .venv/.done
 	$(BIN)/python tools/book.py execute

@@ -1,13 +1,10 @@
 """How Sphinx turns the staged book (tools/docs.py) into pages that ask nothing of any network."""
 
 import inspect
-import re
 import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-
-from fastcore.docments import docments
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import docs as book_docs
@@ -15,7 +12,8 @@ import docs as book_docs
 project, author = "gpovae", "The gpovae authors"
 version = release = book_docs.SETTINGS["version"]
 copyright = f"{author}, MIT licence"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+napoleon_google_docstring = False
 default_role = "code"  # in docstrings, `name` is code
 
 # pages
@@ -45,7 +43,7 @@ MATHJAX = (
 )
 mathjax_path = "mathjax/tex-chtml.js"
 
-# API: signatures, one-line docstrings, and the comment beside each parameter
+# API: signatures and numpydoc docstrings
 autodoc_default_options = {
     "members": True,
     "undoc-members": True,
@@ -61,51 +59,18 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 100
 
 
-def plain(text: str) -> str:
-    """Docstrings and comments are plain text with `code`.
-
-    What RST would read into the rest is escaped.
-    """
-    return "".join(
-        p if i % 2 else re.sub(r"([*|_\\])", r"\\\1", p)
-        for i, p in enumerate(re.split(r"(`[^`\n]+`)", text))
-    )
-
-
-def comments(obj) -> dict[str, str]:
-    "Parameter (or field, or `return`) -> the comment beside it in the source."
-    try:
-        found = docments(obj, full=True)
-    except Exception:
-        return {}  # no source to read: built in the C language, or made at run time
-    return {
-        k: (v.get("docment") or "").strip()
-        for k, v in found.items()
-        if k != "self" and (k != "return" or v.get("docment"))
-    }
-
-
-def add_comments(app, what, name, obj, options, lines):
-    "Called for every docstring: escape it, and append a field for every commented parameter."
-    lines[:] = [plain(l) for l in lines]
+def no_claim(app, what, name, obj, options, lines):
+    "The docstring of a module is the claim of its chapter, which stands above."
     if what == "module":
-        lines.clear()  # the claim of the chapter, which stands above
-    if what in ("function", "method", "class", "exception") and (said := comments(obj)):
-        lines += [
-            "",
-            *(
-                f":returns: {plain(c)}" if k == "return" else f":param {k}: {plain(c)}"
-                for k, c in said.items()
-            ),
-        ]
+        lines.clear()
 
 
-def no_self(app, what, name, obj, options, signature, returned):
+def no_self(app, what, name, *_):
     "A patched method says what `self` is; the page says it by where the method stands."
     app.env.current_document.autodoc_annotations.get(name, {}).pop("self", None)
 
 
-def skip(app, what, name, obj, skipped, options):
+def skip(app, what, name, obj, *_):
     "Fields of named tuples say nothing by themselves."
     return True if (inspect.getdoc(obj) or "").startswith("Alias for field number") else None
 
@@ -128,7 +93,7 @@ def copy_mathjax(app, exception):
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", add_comments)
+    app.connect("autodoc-process-docstring", no_claim)
     app.connect("autodoc-process-signature", no_self, priority=900)
     app.connect("autodoc-skip-member", skip)
     app.connect("build-finished", copy_mathjax)

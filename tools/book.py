@@ -1,13 +1,16 @@
-"""The book's upkeep: derive README.md from nbs/index.ipynb, execute chapters, compare what they print with what is stored.
+"""The book's upkeep: README, links, and chapters that print what is stored in them.
 
-    python tools/book.py readme              write README.md
+    python tools/book.py readme              derive README.md from nbs/index.ipynb
     python tools/book.py execute [NB ...]    run chapters, store their outputs (default: all)
-    python tools/book.py check [NB ...]      run chapters in memory, compare with the stored outputs (pytest does this too)
+    python tools/book.py check [NB ...]      run them in memory, compare with the stored outputs
+    python tools/book.py links               turn links such as (nb:data.screen) into paths
 
-A cell that begins with `#| slow` or `#| eval: false` is not run and keeps its stored output. The numbers that a cell prints must be those that
-are stored, within tolerance, durations (`3.1 s`, `20 ms`) aside. `#| timing` in a cell says that other numbers of it depend on the machine, `#| real data`
-that it shows more where a published screen is at hand: such a cell is compared only where it prints as many numbers as are stored.
-Figures, HTML and standard error are not compared.
+A cell that begins with `#| slow` or `#| eval: false` is not run and keeps its stored output.
+The numbers that a cell prints must be those that are stored, within tolerance, durations
+(`3.1 s`, `20 ms`) aside. `#| timing` in a cell says that other numbers of it depend on the
+machine, `#| real data` that it shows more where a published screen is at hand: such a cell is
+compared only where it prints as many numbers as are stored. Figures, HTML and standard error are
+not compared.
 """
 
 import copy
@@ -34,6 +37,56 @@ def chapters() -> list[Path]:
         for p in sorted(NBS.rglob("*.ipynb"))
         if "reports" not in p.parts and ".ipynb_checkpoints" not in p.parts
     ]
+
+
+def package(path: Path) -> str:
+    "The folder of a chapter: core, data, ... ; empty for the index."
+    return path.parent.name if path.parent != NBS else ""
+
+
+def name(path: Path) -> str:
+    "What a chapter is called in links: data.screen, start/quickstart, index."
+    stem = path.stem.partition("_")[2] or path.stem
+    exported = package(path) not in ("", "start", "studies")
+    if path.stem == "index" or not package(path):
+        return path.stem
+    if package(path) == stem:
+        return stem
+    return f"{package(path)}.{stem}" if exported else f"{package(path)}/{stem}"
+
+
+def module(path: Path) -> str | None:
+    "The module that a chapter exports."
+    cells = nbformat.read(path, 4).cells
+    source = "\n".join(c.source for c in cells if c.cell_type == "code")
+    found = re.search(r"^#\|\s*default_exp\s+(\S+)", source, re.M)
+    return found and found[1].removesuffix(".__init__")
+
+
+def find(wanted: str) -> Path:
+    "The notebook of a module (data.screen) or of a chapter that exports nothing (studies/errata)."
+    found = [p for p in chapters() if name(p) == wanted]
+    if len(found) != 1:
+        raise LookupError(f"{wanted!r} names {len(found)} chapters.")
+    return found[0]
+
+
+def resolve_links(path: Path) -> int:
+    "Turn (nb:data.screen) into the relative path of that chapter; the number of links turned."
+    nb = nbformat.read(path, 4)
+    count = 0
+    for cell in nb.cells:
+        if cell.cell_type != "markdown" or "(nb:" not in cell.source:
+            continue
+        cell.source, n = re.subn(
+            r"\]\(nb:([\w./]+)(#[^)]*)?\)",
+            lambda m: f"]({os.path.relpath(find(m[1]), path.parent)}{m[2] or ''})",
+            cell.source,
+        )
+        count += n
+    if count:
+        nbformat.write(nb, path)
+    return count
 
 
 def has(cell, *directives) -> bool:
@@ -156,6 +209,8 @@ def main(what="", *names):
                 [Path(sys.executable).with_name("nbdev-clean"), "--fname", p], check=True, cwd=ROOT
             )
             print(p.name, flush=True)
+    elif what == "links":
+        print(sum(map(resolve_links, paths)), "links")
     elif what == "check":
         bad = {p.name: d for p in paths if (d := differences(*run(p)))}
         for name, lines in bad.items():

@@ -1,30 +1,39 @@
-"""The book as a site: lay out the sources (chapters as stored, contents, API pages), and have Sphinx build them without any network.
+"""The book as a site: lay out the sources, and have Sphinx build them without any network.
 
-python tools/docs.py                 build docs/_build/html (make docs)
-python tools/docs.py OUT [NB ...]    build a site of some chapters
+    python tools/docs.py                 build docs/_build/html (make docs)
+    python tools/docs.py OUT [NB ...]    build a site of some chapters
+
+The sources are the chapters as they are stored, the contents, pages of reference, and the index of
+names and equations (tools/names.py).
 """
 
 import configparser
+import os
 import re
 import shutil
 import sys
 from pathlib import Path
 
 import book
+import names
 import nbformat
 
 ROOT = book.ROOT
 NBS = book.NBS
 DOCS = book.ROOT / "docs"
-PARTS = {
-    "0": "Start",
-    "1": "Data",
-    "2": "Model",
-    "3": "Network",
-    "4": "Evaluation",
-    "5": "Plots",
-    "6": "API, reports, command line",
-    "9": "Measured, not exported",
+PARTS = {  # folder of nbs/ -> caption in the contents
+    "start": "Start",
+    "core": "What everything stands on",
+    "data": "Data",
+    "network": "Network",
+    "model": "Model",
+    "train": "Training",
+    "evaluate": "Evaluation",
+    "plots": "Plots",
+    "api": "The class GPOVAE",
+    "experiments": "Experiments",
+    "app": "Reports, command line",
+    "studies": "Studies",
 }
 ABOUT = {"changelog": "CHANGELOG.md", "contributing": "CONTRIBUTING.md"}
 _settings = configparser.ConfigParser()
@@ -32,117 +41,156 @@ _settings.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = _settings["DEFAULT"]
 
 
+def where(path: Path) -> str:
+    "Of a chapter, within the book: data/15_screen."
+    return path.relative_to(NBS).with_suffix("").as_posix()
+
+
 def contents(paths=None) -> dict[str, list[str]]:
-    "Part -> chapters by the first digit of their number, in order."
-    chapters = [p for p in paths or book.chapters() if p.stem[0] in PARTS]
-    return {
-        title: names
-        for digit, title in PARTS.items()
-        if (names := [p.stem for p in chapters if p.stem[0] == digit])
-    }
+    "Caption -> chapters of that part, in order."
+    parts = {}
+    for folder, caption in PARTS.items():
+        chosen = [where(p) for p in paths or book.chapters() if book.package(p) == folder]
+        if chosen:
+            parts[caption] = chosen
+    return parts
 
 
-def chapter(path):
-    "Title, claim, and the module that the chapter exports, if any."
-    cells = nbformat.read(path, 4).cells
-    title, claim = re.match(r"# (.+?)\s*\n+> (.+?)(?:\n|$)", cells[0].source).groups()
-    module = next(
-        (
-            m[1].removesuffix(".__init__")
-            for c in cells
-            if (m := re.search(r"^#\|\s*default_exp\s+(\S+)", c.source, re.M))
-        ),
-        None,
-    )
-    return title, claim, module and f"gpovae.{module}"
+def title_and_claim(path: Path) -> tuple[str, str]:
+    "What the first cell of a chapter says."
+    first = nbformat.read(path, 4).cells[0].source
+    title, _, rest = first.partition("\n")
+    claim = [line.lstrip("> ") for line in rest.splitlines() if line.startswith(">")]
+    return title.removeprefix("# "), " ".join(claim)
 
 
-def staged(path):
-    """The notebook as stored, with the cells that say nothing to a reader of the page marked as left
-    out.
-    """
+def staged(path: Path):
+    "The notebook as stored; cells that say nothing to a reader of the page are marked."
     nb = nbformat.read(path, 4)
-    for c in nb.cells:
-        if c.cell_type == "code" and (
-            book.has(c, "hide")
-            or all(re.match(r"#\|\s*default_exp|\s*$", l) for l in c.source.splitlines())
-        ):
-            c.metadata["tags"] = ["remove-cell"]
+    cells = []
+    for cell in nb.cells:
+        if cell.cell_type == "code" and names.exports(cell):
+            cells.append(nbformat.v4.new_markdown_cell(names.anchor(cell), id=f"a{cell.id}"[:64]))
+        if cell.cell_type == "code" and (book.has(cell, "hide") or is_directive_only(cell)):
+            cell.metadata["tags"] = ["remove-cell"]
+        cells.append(cell)
+    nb.cells = cells
     return nb
 
 
-def toctree(title, names):
-    return f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n" + "\n".join(names) + "\n```"
+def is_directive_only(cell) -> bool:
+    "Does a cell say only which module it exports?"
+    return all(re.match(r"#\|\s*default_exp|\s*$", line) for line in cell.source.splitlines())
+
+
+def toctree(title, pages) -> str:
+    return f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n" + "\n".join(pages) + "\n```"
+
+
+def help_text(command, *names) -> str:
+    "What a command prints with --help."
+    import click
+
+    context = click.Context(command, info_name=" ".join(names))
+    context.terminal_width = context.max_content_width = 100
+    return f"```text\n{command.get_help(context)}\n```"
 
 
 def command_line() -> str:
     "Every command with its help."
-    import click
-
     from gpovae.app.cli import main
 
-    def text(command, *names):
-        return f"```text\n{command.get_help(click.Context(command, info_name=' '.join(names), terminal_width=100, max_content_width=100))}\n```"
+    page = "# The gpovae command\n\n" + help_text(main, "gpovae")
+    for name, command in main.commands.items():
+        page += f"\n\n## gpovae {name}\n\n{help_text(command, 'gpovae', name)}"
+    return page + "\n"
 
-    return (
-        "# The gpovae command\n\n"
-        + text(main, "gpovae")
-        + "".join(
-            f"\n\n## gpovae {name}\n\n{text(c, 'gpovae', name)}"
-            for name, c in main.commands.items()
+
+def reference(folder: Path, paths) -> list[str]:
+    "Write a page for every module of these chapters; the names of the pages."
+    rows = []
+    for path in paths:
+        module = book.module(path)
+        if not module:
+            continue
+        module = f"gpovae.{module}"
+        title, claim = title_and_claim(path)
+        chapter = f"../{where(path)}.ipynb"
+        page = (
+            f"# {module}\n\n> {claim}\n\nSource and explanation: the chapter [{title}]({chapter})."
         )
-        + "\n"
+        if module == "gpovae.app.cli":
+            page += " Commands and options: [the gpovae command](cli.md).\n"
+        else:
+            page += f"\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
+        (folder / f"api/{module}.md").write_text(page, encoding="utf-8")
+        rows.append((module, f"| [{module}]({module}.md) | {claim} | [{title}]({chapter}) |"))
+    pages = [module for module, _ in rows]
+    table = "\n".join(row for _, row in rows)
+    (folder / "api/index.md").write_text(
+        "# Reference\n\nWhat each module exports. `gpovae` itself gives `datasets`, `prepare`,"
+        " `prepare_file`, `GPOVAE`, `evaluate`, `plots` and `GpovaeError`. Where each name is"
+        " defined and used: [the index](../names.md).\n\n| module | what it is for | chapter |\n"
+        f"| --- | --- | --- |\n{table}\n\n{toctree_of(['cli', *pages])}",
+        encoding="utf-8",
     )
+    return pages
 
 
-def stage(folder: Path, paths=None):
+def toctree_of(pages) -> str:
+    return "```{toctree}\n:hidden:\n\n" + "\n".join(pages) + "\n```\n"
+
+
+def stage(folder: Path, paths=None) -> None:
     "Write everything that Sphinx reads into `folder`."
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "api").mkdir(parents=True)
     shutil.copytree(NBS / "images", folder / "images")
-    paths = paths or book.chapters()
-    for p in paths:
-        nbformat.write(staged(p), folder / p.name)
-    modules = {m: (t, c, p) for p in paths if p.stem[0] in PARTS for t, c, m in [chapter(p)] if m}
-    for m, (title, claim, p) in modules.items():
-        body = f"```{{eval-rst}}\n.. automodule:: {m}\n```\n"
-        (folder / f"api/{m}.md").write_text(
-            f"# {m}\n\n> {claim}\n\nSource and explanation: the chapter [{title}](../{p.name})."
-            + (
-                " Commands and options: [the gpovae command](cli.md).\n"
-                if m == "gpovae.app.cli"
-                else f"\n\n{body}"
-            ),
-            encoding="utf-8",
-        )
+    chapters = paths or book.chapters()
+    for path in chapters:
+        target = folder / f"{where(path)}.ipynb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nb = staged(path)
+        unlink_missing(nb, path, chapters)
+        nbformat.write(nb, target)
+    reference(folder, chapters)
     (folder / "api/cli.md").write_text(command_line(), encoding="utf-8")
-    rows = "\n".join(
-        f"| [{m}]({m}.md) | {c} | [{t}](../{p.name}) |" for m, (t, c, p) in modules.items()
-    )
-    (folder / "api/index.md").write_text(
-        "# Reference\n\nWhat each module exports. `gpovae` itself gives `datasets`, `prepare`,"
-        " `prepare_file`, `GPOVAE`, `evaluate`, `plots` and `GpovaeError`.\n\n| module | what it"
-        f" is for | chapter |\n| --- | --- | --- |\n{rows}\n\n"
-        + "```{toctree}\n:hidden:\n\ncli\n"
-        + "\n".join(modules)
-        + "\n```\n",
-        encoding="utf-8",
-    )
-    about = {k: f for k, f in ABOUT.items() if (ROOT / f).exists()}
-    for k, f in about.items():
-        shutil.copy(ROOT / f, folder / f"{k}.md")
+    (folder / "names.md").write_text(names.page(chapters), encoding="utf-8")
+    about = [name for name, file in ABOUT.items() if (ROOT / file).exists()]
+    for name in about:
+        text = (ROOT / ABOUT[name]).read_text(encoding="utf-8")
+        (folder / f"{name}.md").write_text(re.sub(r"\]\(nbs/", "](", text), encoding="utf-8")
+    write_index(folder, chapters, about)
+
+
+def unlink_missing(nb, path: Path, chapters) -> None:
+    "Links to what is not in this site become text."
+    pages = {p.resolve() for p in chapters} | {p for p in (NBS / "images").iterdir()}
+
+    def keep(match):
+        target = Path(os.path.normpath(path.parent / match[2].partition("#")[0]))
+        return match[0] if target in pages else match[1]
+
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)]+)\)", keep, cell.source)
+
+
+def write_index(folder: Path, chapters, about) -> None:
+    "The first page: that of the book, with the contents of the site."
     index = staged(NBS / "index.ipynb")
-    for k, f in about.items():
-        index.cells[-1].source = index.cells[-1].source.replace(f"(../{f})", f"({k}.md)")
-    trees = [toctree(t, n) for t, n in contents(paths).items()] + [
-        toctree("Reference", ["api/index", *about])
-    ]
-    # rows of chapters that are not in this site
-    index.cells[-1].source = re.sub(
-        r"\[([^\]]+)\]\((?!\w+:)[^)]*\)",
-        lambda m: m[0] if (folder / m[0].split("(")[1][:-1]).exists() else m[1],
-        index.cells[-1].source,
-    )
+    for cell in index.cells:
+        for name in about:
+            cell.source = cell.source.replace(f"(../{ABOUT[name]})", f"({name}.md)")
+
+    def keep(match):
+        return match[0] if (folder / match[2]).exists() else match[1]
+
+    for cell in index.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)]+)\)", keep, cell.source)
+    trees = [toctree(caption, pages) for caption, pages in contents(chapters).items()]
+    trees.append(toctree("Reference", ["names", "api/index", *about]))
     index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(trees), id="contents"))
     nbformat.write(index, folder / "index.ipynb")
 
@@ -153,32 +201,12 @@ def build(out: Path, paths=None) -> int:
 
     source = out.parent / "source"
     stage(source, paths)
-    # links lead to chapters that are not there
-    some = (
-        []
-        if paths is None
-        else ["-D", "suppress_warnings=myst.header,mystnb.unknown_mime_type,myst.xref_missing"]
-    )
-    return main(
-        [
-            *some,
-            "-q",
-            "-W",
-            "--keep-going",
-            "-b",
-            "html",
-            "-c",
-            str(DOCS),
-            "-d",
-            str(out.parent / "doctrees"),
-            str(source),
-            str(out),
-        ]
-    )
+    options = ["-q", "-W", "--keep-going", "-b", "html", "-c", str(DOCS)]
+    return main([*options, "-d", str(out.parent / "doctrees"), str(source), str(out)])
 
 
 if __name__ == "__main__":
-    out, *names = sys.argv[1:] or [DOCS / "_build/html"]
-    status = build(Path(out).resolve(), [Path(n).resolve() for n in names] or None)
+    out, *chosen = sys.argv[1:] or [DOCS / "_build/html"]
+    status = build(Path(out).resolve(), [Path(n).resolve() for n in chosen] or None)
     print(f"{out}/index.html")
     sys.exit(status)

@@ -2,8 +2,9 @@
 
     python tools/versions.py                # both; one of them: lowest, newest
 
-Builds the wheel, installs it into a fresh environment outside the checkout, and there runs the quickstart, `gpovae demo`, and a quick part of the tests.
-torch alone is that of constraints.txt in both. Prints what was installed; exit status 1 where something fails.
+Builds the wheel, installs it into a fresh environment outside the checkout, and there runs the
+quickstart, `gpovae demo`, and a quick part of the tests. torch alone is that of constraints.txt in
+both. Prints what was installed; exit status 1 where something fails.
 """
 
 import configparser
@@ -17,9 +18,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = "prepare objective export explain verdict evaluate response progress".split()
-QUICKSTART = """import papermill, sys; from gpovae.app.reports import ThisInterpreter
-papermill.execute_notebook(sys.argv[1], "quickstart.ipynb", kernel_name="python3", kernel_manager_class=ThisInterpreter, progress_bar=False)"""
+TESTS = "core network api model/test_objective.py evaluate/test_response.py".split()
+QUICKSTART = """import papermill, sys
+from gpovae.app.reports import ThisInterpreter
+settings = dict(kernel_name="python3", kernel_manager_class=ThisInterpreter, progress_bar=False)
+papermill.execute_notebook(sys.argv[1], "quickstart.ipynb", **settings)"""
 
 
 def requirements(key="requirements"):
@@ -34,7 +37,9 @@ def pins(which):
     Torch as ever, and the lower bound of everything else where the lowest are asked for.
     """
     lines = [
-        l for l in (ROOT / "constraints.txt").read_text().splitlines() if l.startswith("torch==")
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line.startswith("torch==")
     ]
     if which == "lowest":
         lines += [
@@ -97,9 +102,9 @@ def check(which, wheel, folder):
     print(
         "  "
         + " ".join(
-            l
-            for l in listed
-            if l.partition("==")[0].lower() in {r.name.lower() for r in requirements()}
+            item
+            for item in listed
+            if item.partition("==")[0].lower() in {r.name.lower() for r in requirements()}
         ),
         flush=True,
     )
@@ -117,7 +122,11 @@ def check(which, wheel, folder):
                 ],
                 folder,
             ),
-            run("quickstart", [python, "-c", QUICKSTART, ROOT / "nbs/01_quickstart.ipynb"], folder),
+            run(
+                "quickstart",
+                [python, "-c", QUICKSTART, ROOT / "nbs/start/10_quickstart.ipynb"],
+                folder,
+            ),
             run(
                 "gpovae demo",
                 [folder / "venv/bin/gpovae", "demo", "--max-epochs", "3", "--out", folder / "demo"],
@@ -135,7 +144,7 @@ def check(which, wheel, folder):
                     "not slow",
                     "-p",
                     "no:cacheprovider",
-                    *(ROOT / f"tests/test_{t}.py" for t in TESTS),
+                    *(ROOT / "tests" / t for t in TESTS),
                 ],
                 folder,
             ),

@@ -1,16 +1,14 @@
-"""Every chapter runs from top to bottom in a fresh kernel and prints the numbers that are stored in it (rules: tools/book.py)."""
+"""Every chapter runs in a fresh kernel and prints the numbers stored in it (tools/book.py)."""
 
 import book
 import pytest
 
 
-@pytest.mark.parametrize("path", book.chapters(), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", book.chapters(), ids=book.name)
 def test_chapter(path):
     different = book.differences(*book.run(path))
-    assert not different, (
-        "\n\n".join(different)
-        + f"\n\nIf the new numbers are right: python tools/book.py execute nbs/{path.name}"
-    )
+    remedy = f"If the new numbers are right: python tools/book.py execute {path}"
+    assert not different, "\n\n".join([*different, remedy])
 
 
 def test_comparison_can_fail(monkeypatch):

@@ -1,4 +1,4 @@
-"""The book as a site: every chapter is in its contents; where Sphinx is installed, a site of some chapters is built and looked at."""
+"""The book as a site: its contents; and a site of some chapters, built and looked at."""
 
 import json
 import re
@@ -11,42 +11,33 @@ from bench_explorer import browser, chromium
 import docs
 
 pytestmark = pytest.mark.xdist_group("docs")
-SOME = ["index", "06_troubleshooting", "10_data.screen", "20_model.likelihood"]
+SOME = [book.find(n) for n in ("index", "start/troubleshooting", "data.screen", "model.likelihood")]
+PAGES = [docs.where(path) for path in SOME]
 
 
 def test_every_chapter_is_in_the_contents():
-    listed = [n for names in docs.contents().values() for n in names]
-    assert listed == [p.stem for p in book.chapters() if p.stem != "index"], (
-        "a chapter has no part: see PARTS in tools/docs.py"
-    )
+    listed = {name for pages in docs.contents().values() for name in pages}
+    everything = {docs.where(p) for p in book.chapters() if p.stem != "index"}
+    assert listed == everything, "a folder has no caption: see PARTS in tools/docs.py"
 
 
 def test_what_sphinx_reads(tmp_path):
-    """Chapters go in with the outputs that are stored.
-
-    The contents, the reference and every command are written.
-    """
-    docs.stage(tmp_path / "source", [book.NBS / f"{n}.ipynb" for n in [*SOME, "62_cli"]])
-    index = (tmp_path / "source/index.ipynb").read_text()
-    assert (
-        index.count(":caption:") == 5
-        and "10_data.screen" in index
-        and "(01_quickstart.ipynb)" not in index
-    )
-    for name in SOME[1:]:
-        stored, staged = (
-            json.loads((folder / f"{name}.ipynb").read_text())["cells"]
-            for folder in (book.NBS, tmp_path / "source")
-        )
-        assert [(c["source"], c.get("outputs")) for c in stored] == [
-            (c["source"], c.get("outputs")) for c in staged
-        ]
-    assert (
-        "automodule:: gpovae.data.screen"
-        in (tmp_path / "source/api/gpovae.data.screen.md").read_text()
-    )
-    help = (tmp_path / "source/api/cli.md").read_text()
-    assert "--perturbation-key" in help and help.count("\n## gpovae ") == 10
+    "Chapters with their stored outputs, contents, reference, every command, the index of names."
+    source = tmp_path / "source"
+    docs.stage(source, [*SOME, book.find("app.cli")])
+    index = (source / "index.ipynb").read_text()
+    assert index.count(":caption:") == 5 and docs.where(book.find("data.screen")) in index
+    assert "(start/10_quickstart.ipynb)" not in index, "a chapter that is not in this site"
+    for path, page in zip(SOME[1:], PAGES[1:]):
+        stored = json.loads(path.read_text())["cells"]
+        staged = json.loads((source / f"{page}.ipynb").read_text())["cells"]
+        code = [(c["source"], c["outputs"]) for c in staged if c["cell_type"] == "code"]
+        assert code == [(c["source"], c["outputs"]) for c in stored if c["cell_type"] == "code"]
+    reference = (source / "api/gpovae.data.screen.md").read_text()
+    assert "automodule:: gpovae.data.screen" in reference
+    commands = (source / "api/cli.md").read_text()
+    assert "--perturbation-key" in commands and commands.count("\n## gpovae ") == 10
+    assert "| `Screen` |" in (source / "names.md").read_text()
 
 
 class Asked(HTMLParser):
@@ -70,12 +61,12 @@ def site(tmp_path_factory):
     pytest.importorskip("sphinx", reason="Sphinx is not installed: make docs installs it")
     pytest.importorskip("myst_nb", reason="myst-nb is not installed: make docs installs it")
     out = tmp_path_factory.mktemp("site") / "html"
-    assert docs.build(out, [book.NBS / f"{n}.ipynb" for n in SOME]) == 0, "Sphinx warned"
+    assert docs.build(out, SOME) == 0, "Sphinx warned"
     return out
 
 
 def test_a_site_of_some_chapters(site):
-    page = (site / "20_model.likelihood.html").read_text()
+    page = (site / f"{PAGES[3]}.html").read_text()
     assert (
         "mathjax/tex-chtml.js" in page
         and r"\[" in page
@@ -83,19 +74,18 @@ def test_a_site_of_some_chapters(site):
         and "data:image/png" not in page
     )
     assert list(site.glob("_images/*.png")), "stored figures are shown"
-    assert (site / "06_troubleshooting.html").read_text().count("<th") > 15, (
+    assert (site / f"{PAGES[1]}.html").read_text().count("<th") > 15, (
         "tables that a cell displays are tables"
     )
     index = (site / "searchindex.js").read_text()
     assert (
-        all(name in index for name in (*SOME, "api/gpovae.data.screen")) and "overdispers" in index
+        all(name in index for name in (*PAGES, "api/gpovae.data.screen", "names"))
+        and "overdispers" in index
     )
     api = (site / "api/gpovae.data.screen.html").read_text()
-    assert (
-        "Name of the column that holds the perturbation" in api
-        and "the user’s choice; None looks for a known name" in api
-        and "cells x annotations" in api
-    )
+    assert "Read access to a registered AnnData" in api
+    cell = re.search(r'href="(data/\S+?)#(cell-\w+)"', (site / "names.html").read_text())
+    assert f'id="{cell[2]}"' in (site / cell[1]).read_text(), "a name leads to its cell"
     pages = list(site.rglob("*.html"))
     outside = {
         (p.name, a)
@@ -115,9 +105,9 @@ def test_a_reader_in_a_browser(site):
         page = context.new_page()
         asked = []
         page.on("request", lambda r: asked.append(r.url))
-        page.goto((site / "20_model.likelihood.html").as_uri())
+        page.goto((site / f"{PAGES[3]}.html").as_uri())
         page.wait_for_selector("mjx-container svg, mjx-container mjx-math", timeout=20_000)
-        page.fill("input[name=q]", "find_column")
+        page.fill("input[name=q]", "Screen")
         page.press("input[name=q]", "Enter")
         page.wait_for_selector("ul.search li a", timeout=20_000)
         assert any(

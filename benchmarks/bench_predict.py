@@ -1,4 +1,4 @@
-"""`predict` of tools/bench.py: average treatment effects and IWELBO at 8,563 genes x 620 perturbations, against their plain formulations.
+"""`predict` of benchmarks/bench.py: average treatment effects and IWELBO at 8,563 genes x 620 perturbations, against their plain formulations.
 
 The plain formulations are written from the formulas, as one would write them without thinking of time:
 - effects: for every treatment 2,500 particles, each with a basal state from the prior, a mask and an embedding of its own; counts are drawn (Gamma, then Poisson)

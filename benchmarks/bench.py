@@ -1,6 +1,6 @@
 """The slow measurements. Each writes NAME.json with date, command and machine; chapters and README take their figures from there.
 
-    python tools/bench.py [NAME ...]     default: all; `--help` lists the options
+    python benchmarks/bench.py [NAME ...]     default: all; `--help` lists the options
 
     demo      `gpovae demo` on the simulated screen: seconds per stage, scores, network against the truth; draws nbs/images/demo.png
     claim     both presets on four simulated screens and on schraivogel2020, five seeds: scores beside baselines and ceiling, by number of training cells, time
@@ -10,13 +10,13 @@
     prepare   raw screens of 8,563 genes, 620 perturbations and 48 batches on disk, 20,000 to 310,000 cells: time and peak memory of writing and of
               preparing them; counterfactual profiles of 60,000 cells x 5,000 genes (about half an hour; needs 15 GB of disk, see --scratch)
     predict   average effects of 620 perturbations on 8,563 genes and IWELBO of 100 particles, both presets: time against the plain formulations
-              (tools/bench_predict.py), Monte Carlo errors, and on trained models the bias of taking the mean latent (about ten minutes)
-    speed     the training step, plain and lean, at two sizes, three rounds: seconds, products, equality, memory (tools/bench_speed.py; about a quarter of an hour)
+              (benchmarks/bench_predict.py), Monte Carlo errors, and on trained models the bias of taking the mean latent (about ten minutes)
+    speed     the training step, plain and lean, at two sizes, three rounds: seconds, products, equality, memory (benchmarks/bench_speed.py; about a quarter of an hour)
     network   `fit_network` on tables of shifts of twelve simulated screens, 20 to 600 perturbed genes, five seeds: AUPRC beside mean difference and the inverse,
-              calibration, signs, direct against indirect (tools/bench_network.py; about half an hour)
+              calibration, signs, direct against indirect (benchmarks/bench_network.py; about half an hour)
     quality   both presets side by side on 20,000 cells x 2,000 genes x 100 perturbations: ATE-rho on test cells against seconds (see --minutes)
     tapseq    the table of shifts of the TAP-seq screen, for the chapter on networks
-    explorer  the explorable network in headless Chromium: seconds to the first drawing and per move of the filter (tools/bench_explorer.py; needs Chromium)
+    explorer  the explorable network in headless Chromium: seconds to the first drawing and per move of the filter (benchmarks/bench_explorer.py; needs Chromium)
     scale     screens of 600 genes and 50,000 to 1,000,000 cells on disk: peak memory and cells a second of loading all cells and, for the smallest and the
               largest, of training for 250 steps, beside counts in memory where they are few; loading at 2,000 and
               8,563 genes, plain and compressed (half an hour; needs 6 GB of disk, see --scratch)
@@ -1331,7 +1331,7 @@ def main(*arguments):
             options.out / f"{name}.json",
             dict(
                 date=datetime.date.today().isoformat(),
-                command=shlex.join(["python", "tools/bench.py", name, *given]),
+                command=shlex.join(["python", "benchmarks/bench.py", name, *given]),
                 machine=(
                     f"{platform.machine()}, {psutil.cpu_count()} cores, {memory:.0f} GiB, Python"
                     f" {platform.python_version()}, torch {torch.__version__}"

@@ -1,7 +1,7 @@
 """The training step: the plain formulation of chapter 93 against ours, on the CPU or on a GPU, in one run.
 
-    python tools/bench.py speed                                     on this machine's CPU; writes benchmarks/speed.json
-    python tools/bench_speed.py --device cuda --out speed-gpu.json  alone, with fewer packages, on a machine with a GPU
+    python benchmarks/bench.py speed                                     on this machine's CPU; writes benchmarks/speed.json
+    python benchmarks/bench_speed.py --device cuda --out speed-gpu.json  alone, with fewer packages, on a machine with a GPU
 
 A step is loss, gradients, clipping and Adam, of the published preset with K562's sizes. Rounds are interleaved (one plain step, then two of each other kind), and medians are reported.
 """
@@ -205,7 +205,7 @@ def steps(shape, device, rounds, ladder=True):
 def memory(shape):
     "Peak memory in GiB of a fresh process that takes five lean steps."
     code = f"""
-import re, sys, torch; sys.path.insert(0, {str(ROOT / "tools")!r}); import bench_speed as b
+import re, sys, torch; sys.path.insert(0, {str(ROOT / "benchmarks")!r}); import bench_speed as b
 c = b.chapter(); vae, batch, s = c.make(*{shape!r})
 from gpovae.model.objective import draw, objective
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20      # ru_maxrss would be that of the parent

@@ -1,4 +1,4 @@
-"""Networks from tables of shifts alone, on simulated screens: the measurement `network` of tools/bench.py. What `fit_network` finds, beside mean difference,
+"""Networks from tables of shifts alone, on simulated screens: the measurement `network` of benchmarks/bench.py. What `fit_network` finds, beside mean difference,
 its z-score and the inverse of the effects; calibration; the direct edge against the indirect effect. Everything is printed and stored by screen and seed.
 """
 

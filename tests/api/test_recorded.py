@@ -1,0 +1,72 @@
+"""What 0.1.0 gave, today's code gives: effects, network and scores of the demo, a fitted table."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from places import FIXTURES
+
+import gpovae
+from gpovae.data.responses import Responses
+from gpovae.network.regression import fit_network
+
+RECORDED = FIXTURES / "v0.1.0"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    "The model that `gpovae demo` trains, seed 0."
+    adata = gpovae.datasets.load("simulated")
+    arguments = gpovae.datasets.prepare_arguments("simulated")
+    gpovae.prepare(adata, seed=0, progress=False, **arguments)
+    model = gpovae.GPOVAE(adata, **gpovae.datasets.entry("simulated").settings)
+    model.train(seed=0, progress=False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return np.load(RECORDED / "demo.npz", allow_pickle=False)
+
+
+def test_effects_of_the_demo(demo, recorded):
+    predicted = demo.predict()
+    assert list(predicted.obs.perturbation) == list(recorded["names"])
+    np.testing.assert_allclose(predicted.X, recorded["effect"], atol=1e-6)
+    np.testing.assert_allclose(predicted.layers["spread"], recorded["spread"], atol=1e-6)
+    np.testing.assert_allclose(demo.history.validation_loss, recorded["loss"], rtol=1e-6)
+
+
+def test_network_of_the_demo(demo):
+    before = pd.read_csv(RECORDED / "demo_network.csv").set_index(["source", "target"])
+    today = demo.network(min_probability=0).set_index(["source", "target"]).loc[before.index]
+    for column in ("weight", "probability", "sign"):
+        np.testing.assert_allclose(today[column], before[column], atol=1e-6)
+
+
+def test_scores_of_the_demo(demo):
+    before = json.loads((RECORDED / "demo_scores.json").read_text())
+    scores = demo.evaluate(seed=0)
+    assert scores.cells == before["cells"]
+    assert scores.ceiling == pytest.approx(before["ceiling"], abs=1e-6)
+    response = scores.to_dict()["response"]
+    for model, metrics in before["response"].items():
+        assert response[model] == pytest.approx(metrics, abs=1e-6), model
+
+
+def test_the_comparison_can_fail(recorded):
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(recorded["effect"] + 1e-5, recorded["effect"], atol=1e-6)
+
+
+def test_network_of_the_tapseq_table():
+    "The table of responses of Schraivogel 2020, as 0.1.0 prepared it."
+    table = np.load(RECORDED / "tapseq.npz", allow_pickle=False)
+    names = table["perturbation"]
+    nodes = pd.Index(table["nodes"])
+    responses = Responses(table["lfc"], table["se"], table["cells"], names, nodes)
+    fit = fit_network(responses, seed=0, progress=False)
+    for name in ("probability", "effect", "std", "density"):
+        np.testing.assert_allclose(getattr(fit, name), table[name], atol=1e-6)
+    np.testing.assert_allclose(fit.calibration, table["tempered"], atol=1e-6)
