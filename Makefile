@@ -1,20 +1,29 @@
-# make demo   set up, then simulate a screen, train, evaluate, and print where the report lies
-# make test   set up, then everything that is not marked slow
-# make bench  the slow measurements; writes benchmarks/*.json
-# make book   re-execute every chapter, store what it prints and draws, derive README.md from nbs/index.ipynb
-# make versions   the quickstart and quick tests with the oldest and the newest versions that settings.ini allows, from the wheel
-# make docs   the book as a site with search and a reference: docs/_build/html/index.html
+# make demo      set up, then simulate a screen, train, evaluate, and print where the report lies
+# make test      set up, then format, lint, types, every chapter, and all tests that are not slow
+# make check     the same for somebody editing: format, lint, types and the quick tests
+# make bench     the slow measurements; writes benchmarks/*.json
+# make book      re-execute every chapter, store what it prints and draws, derive README.md
+# make versions  the quickstart and quick tests with the oldest and the newest versions allowed
+# make docs      the book as a site with search, reference and index: docs/_build/html/index.html
 BIN := .venv/bin
 
-.PHONY: demo test bench book docs versions
+.PHONY: demo test check lint bench book docs versions
 demo: .venv/.done
 	$(BIN)/gpovae demo
 
 # two workers, one thread each
-test: export OMP_NUM_THREADS ?= 1
-test: export NUMBA_NUM_THREADS ?= 1
-test: .venv/.done .venv/.docs
+test check: export OMP_NUM_THREADS ?= 1
+test check: export NUMBA_NUM_THREADS ?= 1
+test: lint .venv/.docs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+check: lint
+	$(BIN)/python -m pytest -n 2 -q -m quick
+
+lint: .venv/.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 bench: .venv/.done
 	$(BIN)/python benchmarks/bench.py

@@ -22,7 +22,7 @@ setup(
     # The report notebooks travel inside the wheel as the package gpovae.notebooks.
     packages=[*find_packages(include=["gpovae", "gpovae.*"]), "gpovae.notebooks"],
     package_dir={"gpovae.notebooks": "nbs/reports"},
-    package_data={"gpovae.notebooks": ["*.ipynb"], "gpovae": ["static/*"]},
+    package_data={"gpovae.notebooks": ["*.ipynb"], "gpovae": ["static/*", "py.typed"]},
     install_requires=s["requirements"].split(),
     extras_require={
         k.removesuffix("_requirements"): s[k].split() for k in s if k.endswith("_requirements")
