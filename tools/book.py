@@ -111,28 +111,23 @@ def real_data() -> bool:
     return bool(available().at_hand["schraivogel2020"])
 
 
-def readme() -> str:
-    """README.md: prose and code of nbs/index.ipynb without outputs.
+NOT_IN_README = "<!-- not in the README -->"
 
-    Links turned to the repository's root.
-    """
+
+def readme() -> str:
+    "README.md: prose and code of nbs/index.ipynb without outputs; links from the root."
     parts = []
     for cell in nbformat.read(NBS / "index.ipynb", 4).cells:
-        if cell.cell_type == "markdown":
-            parts.append(
-                re.sub(
-                    r"\]\((?!\w+:|#)([^)]+)\)",
-                    lambda m: f"]({posixpath.normpath('nbs/' + m[1])})",
-                    cell.source,
-                )
-            )
+        if cell.cell_type == "markdown" and not cell.source.startswith(NOT_IN_README):
+            parts.append(re.sub(r"\]\((?!\w+:|#)([^)]+)\)", _from_root, cell.source))
         elif cell.cell_type == "code" and not has(cell, "hide"):
             parts.append(f"```python\n{cell.source}\n```")
-    return (
-        "<!-- derived from nbs/index.ipynb by tools/book.py readme -->\n\n"
-        + "\n\n".join(p.strip() for p in parts if p.strip())
-        + "\n"
-    )
+    text = "\n\n".join(part.strip() for part in parts if part.strip())
+    return f"<!-- derived from nbs/index.ipynb by tools/book.py readme -->\n\n{text}\n"
+
+
+def _from_root(link) -> str:
+    return f"]({posixpath.normpath('nbs/' + link[1])})"
 
 
 def run(path: Path):
