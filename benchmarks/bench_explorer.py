@@ -52,7 +52,7 @@ def example(*sizes, **more):
 
     cell = next(
         c.source
-        for c in nbformat.read(ROOT / "nbs/52_explorer.ipynb", 4).cells
+        for c in nbformat.read(ROOT / "nbs/plots/80_explorer.ipynb", 4).cells
         if c.source.startswith("def example(")
     )
     names = dict(np=np, pd=pd)

@@ -35,7 +35,7 @@ def chapter():
 
     The plain formulation, and a batch to try it on.
     """
-    cells = json.loads((ROOT / "nbs/93_speed.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((ROOT / "nbs/studies/30_speed.ipynb").read_text(encoding="utf-8"))["cells"]
     names = dict(np=np, pd=pd)
     for c in cells:
         if "".join(c["source"]).startswith("#| plain"):

@@ -10,8 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from .style import LINES, PALETTE, finish, own_axis
 from matplotlib.axes import Axes
+
+from .style import LINES, PALETTE, finish, own_axis
 
 # %% ../../nbs/plots/40_comparisons.ipynb #1a3c1223
 def scores(

@@ -13,9 +13,6 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from .edges import name_genes
-from .layers import checked, layers
-from .style import DIVERGING, MANY, PALETTE, own_axis
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionStyle, FancyArrowPatch, Patch
@@ -26,6 +23,9 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from ..core.errors import GpovaeError
 from ..network.modules import modules
+from .edges import name_genes
+from .layers import checked, layers
+from .style import DIVERGING, MANY, PALETTE, own_axis
 
 # %% ../../nbs/plots/70_networks.ipynb #c95b445d
 class _Via(ConnectionStyle.Arc3):

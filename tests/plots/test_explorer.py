@@ -1,4 +1,6 @@
-"""The explorable network in a real browser, opened from a file: what a reader does with mouse and keyboard, and what is shown then. Skipped where there is no Chromium."""
+"""The explorable network in a real browser, opened from a file, with mouse and keyboard.
+
+Skipped where there is no Chromium."""
 
 import io
 import json
@@ -155,9 +157,9 @@ def test_a_reader_in_a_report(chrome, report, tmp_path):
     assert (
         float(told["weight W: probability x effect (log per log)"])
         == pytest.approx(e.weight, rel=0.01)
-        and float(told["measured shift of the target (natural log)"])
+        and float(told["measured log fold change of the target (natural log)"])
         == pytest.approx(e.shift, rel=0.01)
-        and int(told["cells behind the shift"]) == e.cells
+        and int(told["cells behind the log fold change"]) == e.cells
     )
 
     p.at.press("#stage", "Escape")  # filter
@@ -219,7 +221,9 @@ def walks(edges, a, b, longest):
 def test_paths_and_growing(chrome, tmp_path):
     edges, nodes = example(40, 110, 12, seed=3)
     edges.weight = edges.weight * 4  # weights above 1, where a greedy search errs
-    (tmp_path / "p.html").write_text(explorer_page(edges, nodes, hops=3), encoding="utf-8")
+    (tmp_path / "p.html").write_text(
+        explorer_page(edges, nodes, max_path_length=4), encoding="utf-8"
+    )
     p = Page(chrome, tmp_path / "p.html")
     a, b = next(
         (a, b)
@@ -349,7 +353,8 @@ def test_hostile_names_stay_text(chrome, tmp_path):
         with p.page.expect_download() as saved:
             p.at.click("#tsv")
         assert {
-            l.split("\t")[0] for l in open(saved.value.path(), encoding="utf-8").read().splitlines()
+            line.split("\t")[0]
+            for line in open(saved.value.path(), encoding="utf-8").read().splitlines()
         } == {"source", *HOSTILE}
         p.quiet()
 
