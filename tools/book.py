@@ -22,6 +22,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import nbformat
 from nbclient import NotebookClient
 
@@ -130,25 +131,30 @@ def _from_root(link) -> str:
     return f"]({posixpath.normpath('nbs/' + link[1])})"
 
 
-def run(path: Path):
-    "The notebook as stored, and as it comes out of a fresh kernel of this interpreter."
-    from gpovae.app.reports import ThisInterpreter
-
-    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+def run(path: Path, kernel: bool = False):
+    "The notebook as stored, and as it comes out of a fresh process, or of a fresh kernel."
+    for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
     stored = nbformat.read(path, 4)
     todo = copy.deepcopy(stored)
     todo.cells = [c for c in todo.cells if not skipped(c)]
-    NotebookClient(
-        todo,
-        timeout=300,
-        kernel_manager_class=ThisInterpreter,
-        resources={"metadata": {"path": str(path.parent)}},
-    ).execute()
-    fresh = copy.deepcopy(stored)
+    if kernel:
+        _run_in_kernel(todo, path.parent)
+    else:
+        todo = forked.execute(todo, path.parent)
     done = {c.id: c for c in todo.cells}
+    fresh = copy.deepcopy(stored)
     fresh.cells = [done.get(c.id, c) for c in fresh.cells]
     return stored, fresh
+
+
+def _run_in_kernel(nb, folder: Path) -> None:
+    "As a reader runs it; figures and tables are kept."
+    from gpovae.app.reports import ThisInterpreter
+
+    where = {"metadata": {"path": str(folder)}}
+    options = dict(timeout=300, kernel_manager_class=ThisInterpreter, resources=where)
+    NotebookClient(nb, **options).execute()
 
 
 def numbers(cell) -> list[float]:
@@ -199,7 +205,7 @@ def main(what="", *names):
         (ROOT / "README.md").write_text(readme(), encoding="utf-8")
     elif what == "execute":
         for p in paths:
-            nbformat.write(run(p)[1], p)
+            nbformat.write(run(p, kernel=True)[1], p)
             subprocess.run(
                 [Path(sys.executable).with_name("nbdev-clean"), "--fname", p], check=True, cwd=ROOT
             )
