@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import pandas
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
@@ -73,7 +74,7 @@ def _plain(data: dict) -> dict:
 
 
 class ZmqLikeShell(InteractiveShell):
-    "A shell without a terminal; pandas tells by the name how wide a table may be."
+    "A shell without a terminal; pandas knows it by its name."
 
     displayhook_class = Hook
     display_pub_class = Publisher
@@ -104,6 +105,8 @@ def _execute(cells: list, folder: Path, answers) -> None:
     shell = ZmqLikeShell.instance()
     shell.history_manager.enabled = False
     shell.run_line_magic("matplotlib", "inline")
+    # pandas takes a process without a kernel for a terminal
+    pandas.set_option("display.max_columns", 20)
     outputs = {}
     try:
         for cell in cells:
