@@ -808,9 +808,11 @@ def sweep(screens, out, seeds, presets, settings, max_epochs, workers, part, dry
 @_quiet
 def score(predicted, real, perturbation_key, control, out, seed, quiet):
     "Score generated cells of any model against REAL ones.\n\nBoth are .h5ad files with control cells, log-normalised to 10,000 (the convention of cell-eval)."
+    from gpovae.evaluate.generated import score
+
     from gpovae.app.reports import write_json
     from gpovae.data.files import read_screen
-    from gpovae.evaluate.scores import METRICS, score
+    from gpovae.evaluate.response import METRICS
 
     with _stage("score", quiet):
         found = score(

@@ -15,6 +15,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from ..evaluate.ceiling import ceiling
 from joblib import Parallel, delayed, parallel_config
 from scipy import stats
 
@@ -25,7 +26,7 @@ from ..data.screen import Key, Screen
 from ..evaluate.baselines import baselines
 from ..evaluate.effects import observed_effects
 from ..evaluate.rankings import inverse_effects, mean_difference
-from ..evaluate.response import ceiling, pearson
+from ..evaluate.response import pearson
 from ..evaluate.truth import truth_scores
 from ..model.presets import PRESETS
 

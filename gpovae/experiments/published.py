@@ -12,6 +12,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+from ..evaluate.ceiling import ceiling
 
 from ..api import GPOVAE
 from ..core.errors import GpovaeError
@@ -21,7 +22,7 @@ from ..data.simulate import simulated
 from ..evaluate.baselines import baselines
 from ..evaluate.effects import observed_effects
 from ..evaluate.networks import network_scores
-from ..evaluate.response import ceiling, scores
+from ..evaluate.response import scores
 from ..evaluate.scores import SIZE_PROBABILITY
 from .ablation import work
 from .comparison import over_units
