@@ -70,16 +70,16 @@ _PENALTIES = (0.1, 1.0, 10.0)  # lambda is
 _FOLDS = 5
 
 
-def _decompose(Y, most: int) -> tuple[np.ndarray, np.ndarray]:
+def _decompose(Y, n_components: int) -> tuple[np.ndarray, np.ndarray]:
     """Right singular vectors (K, genes) of a wide matrix, and its singular values.
 
     The values (K,) are over the root of the number of rows.
     """
     value, U = np.linalg.eigh(Y @ Y.T)
-    size = np.sqrt(np.clip(value[::-1][:most], 0, None))
+    size = np.sqrt(np.clip(value[::-1][:n_components], 0, None))
     # the root of a rounding error is 1e-8: centred rows have one such direction
     keep = size > 1e-6 * max(size[0], 1e-9)
-    V = (U[:, ::-1][:, :most][:, keep] / size[keep]).T @ Y
+    V = (U[:, ::-1][:, :n_components][:, keep] / size[keep]).T @ Y
     return V, size[keep] / np.sqrt(len(Y))
 
 # %% ../../nbs/evaluate/80_baselines.ipynb #f1e4e98c
@@ -88,8 +88,9 @@ def _fit_ridge(Y, member, V, size, penalty) -> tuple[np.ndarray, np.ndarray]:
     embedding = V.T * size
     X = member @ embedding
     XX = X.T @ X
+    K = len(XX)
     # equation evaluate.baselines.2
-    ridge_term = (penalty * np.trace(XX) / max(len(XX), 1) + 1e-9) * np.eye(len(XX))
+    ridge_term = (penalty * np.trace(XX) / max(K, 1) + 1e-9) * np.eye(K)
     return embedding, np.linalg.solve(XX + ridge_term, X.T @ (Y @ V.T))
 
 # %% ../../nbs/evaluate/80_baselines.ipynb #f1e5087b

@@ -6,7 +6,7 @@ says what a perfect predictor would reach."""
 # %% auto #0
 __all__ = ['ceiling', 'share_of_way']
 
-# %% ../../nbs/evaluate/35_ceiling.ipynb #9f6bd5af
+# %% ../../nbs/evaluate/35_ceiling.ipynb #f7b99a56
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def _training_reference(screen: Screen, n: int, seed: int) -> pd.Series:
         rows_of_scores.append(scores(effects, second, seed=seed))
     return pd.DataFrame(rows_of_scores).astype(float).mean()
 
-# %% ../../nbs/evaluate/35_ceiling.ipynb #2b6a1a9b
+# %% ../../nbs/evaluate/35_ceiling.ipynb #fa0e9bf7
 def ceiling(adata: ad.AnnData, split: str = "test", n: int = 20, seed: int = 0) -> dict:
     """Best ATE-rho that a noise-free predictor could reach on a split.
 
@@ -57,14 +57,14 @@ def ceiling(adata: ad.AnnData, split: str = "test", n: int = 20, seed: int = 0) 
     Equation evaluate.ceiling.1 of `gpovae.evaluate.ceiling`.
     """
     r = float(np.mean([pearson(a, b) for a, b in halves(adata, split, n, seed)]))
+    positive = max(r, 0)
+    # equation evaluate.ceiling.1
+    best = float(np.sqrt(2 * positive / (1 + positive)))
+
     reference = _training_reference(Screen(adata), min(n, _TRAINING_HALVINGS), seed)
-    return dict(
-        # equation evaluate.ceiling.1
-        ceiling=float(np.sqrt(2 * max(r, 0) / (1 + max(r, 0)))),
-        half_test=r,
-        half_train=float(reference["ate_rho"]),
-        reference={k: None if np.isnan(v) else float(v) for k, v in reference.items()},
-    )
+    reference = {k: None if np.isnan(v) else float(v) for k, v in reference.items()}
+    half_train = np.nan if reference["ate_rho"] is None else reference["ate_rho"]
+    return dict(ceiling=best, half_test=r, half_train=half_train, reference=reference)
 
 # %% ../../nbs/evaluate/35_ceiling.ipynb #39833e8e
 def share_of_way(

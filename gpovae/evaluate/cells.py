@@ -28,12 +28,12 @@ _LEAST_CELLS = 10  # fewer are not compared
 def components(
     adata: ad.AnnData,
     seed: int = 0,
-    most: int = 5000,  # training cells to fit on
+    n_cells: int = 5000,  # training cells to fit on, at most
 ) -> PCA:
     "Principal components of log-normalised training cells that pass quality."
     screen = Screen(adata)
     rows = screen.rows("train", fail=False)
-    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:n_cells])
     n = min(_COMPONENTS, len(screen.genes), len(rows) - 1)
     return PCA(n, random_state=seed).fit(log_normalised(screen, rows))
 
@@ -49,6 +49,29 @@ class _Projection:
     def __call__(self, screen, rows) -> np.ndarray:
         rows = np.sort(self.rng.permutation(rows)[:_MOST_CELLS])
         return self.pca.transform(log_normalised(screen, rows, scale=self.scale))
+
+# %% ../../nbs/evaluate/40_cells.ipynb #10f50189
+def _distances(screen: Screen, drawn: Screen, project, split, progress) -> dict:
+    "Perturbation -> cloud -> energy distance to its cells of the split."
+    train = screen.rows("train", fail=False)
+    labels = screen.labels[train]
+    base = {
+        "all perturbed cells": project(screen, train[labels != CONTROL]),
+        "control cells": project(screen, train[labels == CONTROL]),
+    }
+    look = dict(desc="energy distances", unit="perturbations", progress=progress)
+    distances = {}
+    for p in Bar(drawn.perturbations, **look):
+        real = screen.rows(split, p, fail=False)
+        if len(real) < _LEAST_CELLS:
+            continue
+        clouds = {"model": project(drawn, drawn.rows(label=p))}
+        if (labels == p).sum() >= _LEAST_CELLS:
+            clouds["training cells"] = project(screen, train[labels == p])
+        clouds |= base
+        real = project(screen, real)
+        distances[p] = {name: energy_distance(cloud, real) for name, cloud in clouds.items()}
+    return distances
 
 # %% ../../nbs/evaluate/40_cells.ipynb #12be44cd
 def energy_scores(
@@ -75,29 +98,11 @@ def energy_scores(
         perturbations x (model, training cells, all perturbed cells, control cells), in units of
         principal components of log-normalised expression.
     """
-    screen = Screen(adata)
-    drawn = Screen(drawn)
     project = _Projection(adata, seed)
-    train = screen.rows("train", fail=False)
-    labels = screen.labels[train]
-    base = {
-        "all perturbed cells": project(screen, train[labels != CONTROL]),
-        "control cells": project(screen, train[labels == CONTROL]),
-    }
-    look = dict(desc="energy distances", unit="perturbations", progress=progress)
-    distances = {}
-    for p in Bar(drawn.perturbations, **look):
-        real = screen.rows(split, p, fail=False)
-        if len(real) < _LEAST_CELLS:
-            continue
-        clouds = {"model": project(drawn, drawn.rows(label=p))}
-        if (labels == p).sum() >= _LEAST_CELLS:
-            clouds["training cells"] = project(screen, train[labels == p])
-        clouds |= base
-        real = project(screen, real)
-        distances[p] = {name: energy_distance(cloud, real) for name, cloud in clouds.items()}
+    distances = _distances(Screen(adata), Screen(drawn), project, split, progress)
+    columns = ["model", "training cells", "all perturbed cells", "control cells"]
     table = pd.DataFrame.from_dict(distances, orient="index", dtype=float)
-    return table.reindex(columns=["model", "training cells", *base])
+    return table.reindex(columns=columns)
 
 # %% ../../nbs/evaluate/40_cells.ipynb #eee2c5b5
 def qc_pass(

@@ -76,7 +76,7 @@ def log2_means(adata: ad.AnnData, split: str = "test", labels=None) -> pd.DataFr
     means = group_means(screen, rows, codes, len(names))
     return pd.DataFrame(means, index=names, columns=screen.genes)
 
-# %% ../../nbs/evaluate/10_effects.ipynb #82551b4b
+# %% ../../nbs/evaluate/10_effects.ipynb #dd7fa5c7
 def _batch_weights(n) -> np.ndarray:
     """Weight of the controls of each batch, (parts, perturbations, batches): w of the equation.
 

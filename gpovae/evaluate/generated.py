@@ -36,7 +36,7 @@ def _cell_total(adata: ad.AnnData, name: str) -> float:
     total = adata.X.expm1() if sp.issparse(adata.X) else np.expm1(adata.X)
     return float(np.median(np.asarray(total.sum(1))))
 
-# %% ../../nbs/evaluate/85_generated.ipynb #c17de5e7
+# %% ../../nbs/evaluate/85_generated.ipynb #e47dc19b
 def _check_scale(real: float, predicted: float) -> None:
     "Refuse two files on different scales; warn of another scale than 1e4."
     if not 2 / 3 < predicted / real < 3 / 2:
@@ -80,13 +80,7 @@ def score(
     Returns
     -------
     dict
-        Metric -> float, keys as in `evaluate.response.METRICS`; None where there is nothing to
-        score.
-
-    Raises
-    ------
-    GpovaeError
-        For counts, unlogged values, different scales, and cells without controls or labels.
+        Keys of `evaluate.response.METRICS` -> float; None where there is nothing to score.
     """
     real = in_memory(real, "real")
     pred = in_memory(pred, "predicted")

@@ -29,7 +29,7 @@ def _toy_log_means(n_genes, n_perturbations, depth, shared, seed) -> np.ndarray:
     lfc[1:, -20:] += shared * np.tile([1, -1], 10)
     return base + lfc
 
-# %% ../../nbs/evaluate/20_metrics.ipynb #6d707145
+# %% ../../nbs/evaluate/20_metrics.ipynb #7096bf6a
 def toy_screen(
     n_per: int = 60,  # cells of each perturbation
     *,

@@ -68,26 +68,27 @@ def _is_testable(edges, sources, screen: Screen) -> pd.Series:
     is_pair = edges.source.isin(sources) & edges.target.isin(screen.genes)
     return is_pair & (edges.source != edges.target)
 
-# %% ../../nbs/evaluate/55_networks.ipynb #c9ff968c
+# %% ../../nbs/evaluate/55_networks.ipynb #48a673b4
+def _significant_share(p) -> float:
+    return float((p < ALPHA).mean()) if len(p) else np.nan
+
+
 def _scores_of(edges: pd.DataFrame, p_omitted: pd.Series) -> dict:
     "Scores of edges with columns wasserstein and p, and of p-values of omitted pairs."
-    true_positives = dict(true_positive_share=np.nan, true_positive_share_bh=np.nan)
-    if len(edges):
-        adjusted = false_discovery_control(edges.p)
-        true_positives["true_positive_share"] = float((edges.p < ALPHA).mean())
-        true_positives["true_positive_share_bh"] = float((adjusted < ALPHA).mean())
-    return dict(
-        scored=len(edges),
-        mean_wasserstein=float(edges.wasserstein.mean()),
-        **true_positives,
-        false_omission_rate=float((p_omitted < ALPHA).mean()) if len(p_omitted) else np.nan,
-        omitted=len(p_omitted),
-    )
+    row = dict(scored=len(edges), mean_wasserstein=float(edges.wasserstein.mean()))
+    row["true_positive_share"] = _significant_share(edges.p)
+    adjusted = false_discovery_control(edges.p) if len(edges) else edges.p
+    row["true_positive_share_bh"] = _significant_share(adjusted)
+    row["false_omission_rate"] = _significant_share(p_omitted)
+    row["omitted"] = len(p_omitted)
+    return row
 
-# %% ../../nbs/evaluate/55_networks.ipynb #429754f5
+# %% ../../nbs/evaluate/55_networks.ipynb #a5440831
 def _cuts(n: int) -> np.ndarray:
     "A dozen numbers of edges, from ten to all."
-    return np.unique(np.geomspace(min(10, max(n, 1)), max(n, 1), 12).astype(int))
+    most = max(n, 1)
+    ks = np.geomspace(min(10, most), most, 12).astype(int)
+    return np.unique(ks)
 
 
 def _all_names(screen: Screen, sources, edges) -> pd.Index:
@@ -137,7 +138,7 @@ def network_scores(
     curve = pd.DataFrame([dict(k=k, **row) for k, row in rows.items()])
     return dict(n_edges=len(edges), **rows[max(rows)], curve=curve)
 
-# %% ../../nbs/evaluate/55_networks.ipynb #90b9f5af
+# %% ../../nbs/evaluate/55_networks.ipynb #6f060362
 def _distances_by_source(adata, tables: list[pd.DataFrame], split) -> list[np.ndarray]:
     "Sum of the distances and number of the edges of each source, (sources, 2), for each table."
     no_edge = pd.DataFrame(columns=["source", "target"], dtype=str)

@@ -111,15 +111,13 @@ def truth_scores(edges: pd.DataFrame, truth: dict, kind: str = "direct", sources
     is_found = is_true & (score > 0) & (score >= border)
     right_sign = sign[is_found] == np.sign(effect[is_found])
     precision, recall, _ = precision_recall_curve(is_true, score)
-    return dict(
-        auprc=float(average_precision_score(is_true, score)),
-        chance=float(is_true.mean()),
-        early_precision=float(_early_precision(score, is_true)),
-        sign_accuracy=float(right_sign.mean()) if is_found.any() else None,
-        true_edges=int(is_true.sum()),
-        found=int(is_found.sum()),
-        curve=pd.DataFrame(dict(recall=recall, precision=precision)),
-    )
+    marks = dict(auprc=float(average_precision_score(is_true, score)))
+    marks["chance"] = float(is_true.mean())
+    marks["early_precision"] = float(_early_precision(score, is_true))
+    marks["sign_accuracy"] = float(right_sign.mean()) if is_found.any() else None
+    marks["true_edges"] = int(is_true.sum())
+    marks["found"] = int(is_found.sum())
+    return marks | dict(curve=pd.DataFrame(dict(recall=recall, precision=precision)))
 
 # %% ../../nbs/evaluate/60_truth.ipynb #187df4ce
 def _average_precision(score, is_true, source, draws) -> np.ndarray:
@@ -197,7 +195,7 @@ def _calibration_curve(p, y, bins) -> pd.DataFrame:
     columns = dict(probability=bin_of.p.mean(), true_share=bin_of.y.mean(), pairs=bin_of.size())
     return pd.DataFrame(columns | {"from": bin_of.p.min(), "to": bin_of.p.max()})
 
-# %% ../../nbs/evaluate/60_truth.ipynb #44ffc35c
+# %% ../../nbs/evaluate/60_truth.ipynb #a81bb42c
 def _believed_calibration(p, y, seed) -> dict:
     "Error, error by luck and curve of the pairs that the network believes in."
     rank = pd.Series(p).rank().to_numpy()
@@ -205,11 +203,8 @@ def _believed_calibration(p, y, seed) -> dict:
     bins = np.unique(bins, return_inverse=True)[1]
     rng = np.random.default_rng(seed)
     luck = [_calibration_error(p, rng.random(len(p)) < p, bins) for _ in range(_LUCK_DRAWS)]
-    return dict(
-        ece=_calibration_error(p, y, bins),
-        ece_by_luck=float(np.mean(luck)),
-        curve=_calibration_curve(p, y, bins),
-    )
+    marks = dict(ece=_calibration_error(p, y, bins), ece_by_luck=float(np.mean(luck)))
+    return marks | dict(curve=_calibration_curve(p, y, bins))
 
 
 def _check_probabilities(edges: pd.DataFrame) -> None:
