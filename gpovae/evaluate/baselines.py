@@ -43,7 +43,7 @@ def additive(train_effects: pd.DataFrame, n: pd.Series, perturbations: list) -> 
     sums = [sum(effect(target) for target in targets(p)) for p in perturbations]
     return pd.DataFrame(sums, perturbations, train_effects.columns)
 
-
+# %% ../../nbs/evaluate/80_baselines.ipynb #9547b1f9
 def training_mean(train_effects: pd.DataFrame, n: pd.Series, perturbations: list) -> pd.DataFrame:
     "The effect in training cells; that of perturbations without any by the sum of their parts."
     trained = set(train_effects.index)
@@ -105,11 +105,13 @@ def _fold_errors(Y, member, weight, is_left_out) -> dict:
             E, B = _fit_ridge(Y[fit] - centre, member[fit], V[:k], size[:k], penalty)
             residual = Y[is_left_out] - centre - member[is_left_out] @ E @ B @ V[:k]
             errors[k, penalty] = (residual**2).sum()
+
     return errors
 
-
+# %% ../../nbs/evaluate/80_baselines.ipynb #e1220e8d
 def _cross_validate(Y, member, weight, seed) -> tuple[int, float]:
     "Number of components and penalty with the least squared error on left-out perturbations."
+    # whole perturbations are left out, never cells
     fold = np.random.default_rng(seed).permutation(len(Y)) % _FOLDS
     total = {}
     for f in np.unique(fold):
@@ -128,7 +130,7 @@ def _target_matrix(perturbations, genes: pd.Index) -> sp.csr_matrix:
     shape = (len(perturbations), len(genes))
     return sp.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
 
-
+# %% ../../nbs/evaluate/80_baselines.ipynb #14152c5a
 def ridge(
     train_effects: pd.DataFrame, n: pd.Series, perturbations: list, seed: int = 0
 ) -> pd.DataFrame:
@@ -187,4 +189,5 @@ def baselines(adata: ad.AnnData, perturbations: list | None = None) -> dict[str,
     }
     if any(len(targets(p)) > 1 for p in wanted):
         tables["additive (sum of single effects)"] = additive(train, n, wanted)
+
     return tables | {"ridge (low-rank linear)": ridge(train, n, wanted)}

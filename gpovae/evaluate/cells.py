@@ -34,6 +34,7 @@ def components(
     screen = Screen(adata)
     rows = screen.rows("train", fail=False)
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:n_cells])
+    # never more components than the cells span
     n = min(_COMPONENTS, len(screen.genes), len(rows) - 1)
     return PCA(n, random_state=seed).fit(log_normalised(screen, rows))
 
@@ -71,6 +72,7 @@ def _distances(screen: Screen, drawn: Screen, project, split, progress) -> dict:
         clouds |= base
         real = project(screen, real)
         distances[p] = {name: energy_distance(cloud, real) for name, cloud in clouds.items()}
+
     return distances
 
 # %% ../../nbs/evaluate/40_cells.ipynb #12be44cd
@@ -134,4 +136,5 @@ def qc_pass(
     for k in mads:
         fails = {name: beyond(metrics, k, train).any(axis=1) for name, metrics in compared.items()}
         rows[k] = {name: 1 - float(f.mean()) for name, f in fails.items()}
+
     return pd.DataFrame(rows).T.rename_axis("mads")

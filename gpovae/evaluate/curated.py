@@ -80,6 +80,7 @@ def _above_score(path, kind, table, min_score) -> pd.DataFrame:
     table = table[table.score >= min_score]
     if not len(table):
         raise GpovaeError(f"No pair of {path} ({kind}) has a score of at least {min_score}.")
+
     return table
 
 # %% ../../nbs/evaluate/70_curated.ipynb #88fe0efc
@@ -88,7 +89,7 @@ def _stripped(column: pd.Series) -> tuple[np.ndarray, pd.Index]:
     codes, names = pd.factorize(column)
     return codes, pd.Index(np.asarray(names, str)).str.strip(" \t\"'\ufeff")
 
-
+# %% ../../nbs/evaluate/70_curated.ipynb #0405ec00
 def _clean(path, table: pd.DataFrame, skip: int) -> pd.DataFrame:
     "Without blanks, quotes, comments and rows that miss a gene."
     i, sources = _stripped(table.source)
@@ -108,6 +109,7 @@ def _clean(path, table: pd.DataFrame, skip: int) -> pd.DataFrame:
             stacklevel=4,
         )
     names = dict(source=sources.to_numpy(object)[i], target=targets.to_numpy(object)[j])
+
     return table.assign(**names)[~left_out]
 
 # %% ../../nbs/evaluate/70_curated.ipynb #a14f4ac8
@@ -132,9 +134,10 @@ def _renamed(path, table: pd.DataFrame, alias: dict) -> tuple[pd.DataFrame, dict
     if not alias:
         return table, {}
     names = pd.unique(pd.concat([table.source, table.target]))
+    # ENSG00000136997.21 is looked up as ENSG00000136997 too
     unversioned = {name: re.sub(r"^(ENS\w+)\.\d+$", r"\1", name) for name in names}
-    new = {name: alias.get(name, alias.get(unversioned[name], name)) for name in names}
-    table = table.assign(source=table.source.map(new), target=table.target.map(new))
+    renamed = {name: alias.get(name, alias.get(unversioned[name], name)) for name in names}
+    table = table.assign(source=table.source.map(renamed), target=table.target.map(renamed))
 
     genes = set(alias.values())
     matched = {}
@@ -159,13 +162,16 @@ def _combined(table: pd.DataFrame, directed: bool) -> pd.DataFrame:
         turned = table.rename(columns=dict(source="target", target="source"))
         table = pd.concat([table, turned])
     table = table[table.source.to_numpy() != table.target.to_numpy()]
+    # one number for each pair
     i = pd.factorize(table.source)[0].astype(np.int64)
     j = pd.factorize(table.target)[0]
     of_pair = table.groupby(i * (j.max(initial=0) + 1) + j, sort=False)
     first = np.unique(of_pair.ngroup().to_numpy(), return_index=True)[1]
     pairs = table[["source", "target"]].iloc[first].reset_index(drop=True)
+    # contradicting signs cancel, and a sign beats unknown
     sign = of_pair.sign.min().to_numpy() + of_pair.sign.max().to_numpy()
     score = of_pair.score.max().to_numpy(float)
+
     return pairs.assign(sign=np.sign(sign), score=score, directed=bool(directed))
 
 # %% ../../nbs/evaluate/70_curated.ipynb #70316a03

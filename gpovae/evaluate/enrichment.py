@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from .rewiring import rewirings
 from scipy.stats import fisher_exact
 
 from ..core.errors import GpovaeError
 from .rankings import ranked
+from .rewiring import rewirings
 
 # %% ../../nbs/evaluate/75_enrichment.ipynb #8550132f
 @dataclass
@@ -60,6 +60,7 @@ def _common_genes(known, nodes) -> tuple[pd.Index, pd.Index]:
             f" {', '.join(known.source.unique()[:3])}). Are both gene symbols of one species?"
             " Translate one of the two, or leave this list out."
         )
+
     return sources, genes
 
 # %% ../../nbs/evaluate/75_enrichment.ipynb #8550321e
@@ -71,6 +72,7 @@ def _frame(known: pd.DataFrame, nodes: pd.DataFrame) -> _Frame:
     if symmetric:
         sources = genes = genes.union(sources, sort=False)
 
+    # what both could have named
     pair = sources.isin(perturbed)[:, None] & genes.isin(measured)[None]
     pair &= sources.to_numpy()[:, None] != genes.to_numpy()[None]
     if symmetric:
@@ -123,6 +125,7 @@ def _against_list(counts: _Counts, hits: int) -> dict:
     row["odds_ratio"] = _odds_ratio(counts, hits)
     row["p"] = float(fisher.pvalue)
     row["density"] = _share(counts.known, counts.pairs)
+
     return row
 
 
@@ -136,6 +139,7 @@ def _against_rewired(counts: _Counts, hits: int, null: np.ndarray) -> dict:
     row["odds_rewired"] = _odds_ratio(counts, mean)
     row["z"] = _share(hits - mean, null.std())
     row["p_rewired"] = float((1 + n_better) / (1 + len(null)))
+
     return row
 
 # %% ../../nbs/evaluate/75_enrichment.ipynb #2613ca75
@@ -149,6 +153,7 @@ def _agreement(sign: np.ndarray, known_sign: np.ndarray) -> dict:
     known_activates = float((known_sign[signed] > 0).mean())
     agreement = float((sign == known_sign)[signed].mean())
     chance = activates * known_activates + (1 - activates) * (1 - known_activates)
+
     return dict(signed=n, sign_agreement=agreement, sign_chance=chance)
 
 
@@ -156,6 +161,7 @@ def _compare(frame: _Frame, edges: pd.DataFrame, n_rewired: int, rng) -> dict:
     "Overlap of predicted pairs of a frame with the known ones."
     i = edges.i.to_numpy()
     j = edges.j.to_numpy()
+    # of an undirected list each pair stands twice in the frame
     once = 2 if frame.symmetric else 1
     n_pairs = int(frame.pair.sum()) // once
     n_known = int(frame.known.sum()) // once
@@ -236,7 +242,8 @@ def overlap_curve(
     frame = _frame(known, nodes)
     rng = np.random.default_rng(seed)
     inside = frame.inside(ranked(edges, seed))
-    rows = {int(k): _compare(frame, inside.head(k), n_rewired, rng) for k in _cuts(ks, len(inside))}
+    cuts = _cuts(ks, len(inside))
+    rows = {int(k): _compare(frame, inside.head(k), n_rewired, rng) for k in cuts}
     return pd.DataFrame([dict(k=k) | row for k, row in rows.items()])
 
 # %% ../../nbs/evaluate/75_enrichment.ipynb #bd084851
@@ -283,6 +290,7 @@ def found_edges(
     table["rank"] = table["rank"].astype("Int64")
     columns = ["source", "target", "found", "rank", "probability", "weight", "sign"]
     columns += ["sign_known", "agrees"]
+
     return table.sort_values("rank", kind="stable").reset_index(drop=True)[columns]
 
 # %% ../../nbs/evaluate/75_enrichment.ipynb #8aaf50a4
@@ -296,4 +304,5 @@ def _known_with_rank(frame: _Frame, edges: pd.DataFrame, known: pd.DataFrame) ->
         # undirected: as it was predicted
         table[column] = table[column].fillna(table[column + "_known"])
     sign_known = frame.sign[pairs.i, pairs.j].astype(int)
+
     return table.assign(sign=table.sign.fillna(0).astype(int), sign_known=sign_known)

@@ -37,7 +37,7 @@ def _stream(path: Path, start: bytes):
         return archive.open(inside[0])
     return gzip.open(path) if start[:2] == b"\x1f\x8b" else path.open("rb")
 
-
+# %% ../../nbs/evaluate/65_network_files.ipynb #9f431978
 @contextmanager
 def open_text(path):
     "Text of a plain, gzip or zip file, whatever it is called."
@@ -101,13 +101,13 @@ def _is_header(words: list[str]) -> bool:
 def _quoting(separator: str) -> int:
     return csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
 
-
+# %% ../../nbs/evaluate/65_network_files.ipynb #5aaeb809
 def _cut(line: str, separator: str) -> list[str]:
     if separator == r"\s+":
         return line.split()
     return next(csv.reader([line], delimiter=separator, quoting=_quoting(separator)))
 
-
+# %% ../../nbs/evaluate/65_network_files.ipynb #c205945c
 def _first_lines(path) -> tuple[list[str], list[int]]:
     "The first lines, and which of them hold data."
     with open_text(path) as f:
@@ -121,6 +121,7 @@ def _first_lines(path) -> tuple[list[str], list[int]]:
             f"{path} is a web page (line {data[0] + 1}: {first[:60]!r}), not a"
             " list. Open it in a browser: it may say what went wrong with the download."
         )
+
     return lines, data
 
 # %% ../../nbs/evaluate/65_network_files.ipynb #913b0166
@@ -134,12 +135,14 @@ def _separator(path, lines, data) -> str:
         )
     if "\t" in fits:
         return "\t"
+
     # as many fields as possible, and equally many
     return max(fits, key=lambda s: (len(set(fields[s])) == 1) * fields[s][0])
 
-
+# %% ../../nbs/evaluate/65_network_files.ipynb #232c90e3
 def _header(lines, data, separator) -> tuple[list[str] | None, int]:
     "The header (None where there is none), and its line."
+    # STRING's header begins like a comment
     comments = [i for i, line in enumerate(lines[: data[0]]) if line.startswith("#")]
     for i in [*comments, data[0]]:
         words = [_words(word) for word in _cut(lines[i].lstrip("#"), separator)]
@@ -156,7 +159,7 @@ class Layout(NamedTuple):
     skip: int  # lines before the data
     rows: list[list[str]]  # the first rows of data
 
-
+# %% ../../nbs/evaluate/65_network_files.ipynb #943791a6
 def read_layout(path) -> Layout:
     "Separator, header and first rows of a file."
     lines, data = _first_lines(path)
@@ -173,6 +176,7 @@ def read_layout(path) -> Layout:
                     f"Line {i + 1} of {path} has {len(row)} fields, its header {len(header)}: a"
                     " separator too many, or a field that should be quoted. Mend the file."
                 )
+
     return Layout(separator, header, line + 1, rows)
 
 # %% ../../nbs/evaluate/65_network_files.ipynb #67d2aa0d
@@ -184,7 +188,7 @@ _REPRESSES = r"repr|inhib|suppr|negat|down|-$"
 def _is_true(column: pd.Series) -> np.ndarray:
     return column.str.lower().isin(("1", "true", "t", "yes")).to_numpy(int)
 
-
+# %% ../../nbs/evaluate/65_network_files.ipynb #0ad19d9d
 def _signs_in(column: pd.Series) -> np.ndarray:
     "Of numbers or words."
     word = column.str.lower()
@@ -192,17 +196,18 @@ def _signs_in(column: pd.Series) -> np.ndarray:
     total = number + word.str.match(_ACTIVATES) - 1 * word.str.match(_REPRESSES)
     return np.sign(total).to_numpy(int)
 
-
+# %% ../../nbs/evaluate/65_network_files.ipynb #ba6f4c8b
 def signs(table: pd.DataFrame) -> np.ndarray:
     "1, -1, or 0 where unknown."
     if {"is_stimulation", "is_inhibition"} <= set(table):
         return _is_true(table["is_stimulation"]) - _is_true(table["is_inhibition"])
     for name in _SIGN:
-        if name in table and (found := _signs_in(table[name])).any():
-            return found
+        if name in table and (sign := _signs_in(table[name])).any():
+            return sign
     if "weight" not in table:
         return np.zeros(len(table), int)
     weight = np.nan_to_num(pd.to_numeric(table["weight"], errors="coerce").to_numpy(float))
+
     return np.sign(weight).astype(int) * (weight < 0).any()
 
 # %% ../../nbs/evaluate/65_network_files.ipynb #67d2c8fc
@@ -245,6 +250,7 @@ def is_gene_sets(layout: Layout) -> bool:
     if np.mean([_is_set_name(*row[:2]) for row in rows]) > 0.5:
         return True
     has_numbers = any(re.fullmatch(_NUMBER, word) for row in rows for word in row[2:4])
+
     return not has_numbers and (len(set(lengths)) > 1 or lengths[0] > 4)
 
 # %% ../../nbs/evaluate/65_network_files.ipynb #71faff31
@@ -266,6 +272,7 @@ def _number_columns(path, rows) -> list[bool]:
             f" ({rows[0][c]}), not names of genes. Give the file a header with"
             " the columns source and target, and names of genes in them."
         )
+
     return numbers
 
 # %% ../../nbs/evaluate/65_network_files.ipynb #94999585
@@ -275,14 +282,15 @@ _MODES = ("activation", "repression", "unknown", "+", "-")
 def plain_header(path, rows: list[list[str]]) -> tuple[str, list[str]]:
     "Format and names of the columns of a file without header."
     width = len(rows[0])
-    rest = [str(i) for i in range(3, width)]
+    others = [str(i) for i in range(3, width)]
     if _number_columns(path, rows) == [False, True, False, True]:
-        return "RegNetwork", ["source", "1", "target", *rest]
+        return "RegNetwork", ["source", "1", "target", *others]
     if width == 2:
         return "source-target table", ["source", "target"]
     if any(row[2].lower() in _MODES for row in rows if len(row) > 2):
-        return "TRRUST", ["source", "target", "mode", *rest]
-    return "source-target table", ["source", "target", "weight", *rest]
+        return "TRRUST", ["source", "target", "mode", *others]
+
+    return "source-target table", ["source", "target", "weight", *others]
 
 # %% ../../nbs/evaluate/65_network_files.ipynb #9499b474
 _ORGANISM = (
@@ -298,6 +306,7 @@ _USED |= {column for pair in _PAIR_COLUMNS for column in (pair.source, pair.targ
 
 def read_table(path, separator: str, header: list[str], skip: int) -> pd.DataFrame:
     "The columns in use, as text."
+    # of two columns of one name the first
     use = [i for i, name in enumerate(header) if name in _USED and name not in header[:i]]
     form = dict(sep=separator, header=None, names=range(len(header)), quoting=_quoting(separator))
     cells = dict(dtype=str, keep_default_na=False, na_values=[])
@@ -311,6 +320,7 @@ def read_table(path, separator: str, header: list[str], skip: int) -> pd.DataFra
                 f"{path} cannot be read as a table of {len(header)} columns: {str(error).strip()}."
                 " Mend that line."
             ) from error
+
     return table.fillna("").set_axis([header[i] for i in use], axis=1)
 
 # %% ../../nbs/evaluate/65_network_files.ipynb #58f61dab
@@ -343,6 +353,7 @@ def rows_of_organism(path, table: pd.DataFrame, organism: str) -> pd.DataFrame:
                 f"{path} holds no physical interaction of {organism!r}, only genetic ones, which do"
                 " not say that two proteins touch."
             )
+
     return table
 
 # %% ../../nbs/evaluate/65_network_files.ipynb #58f63c9a
@@ -352,7 +363,7 @@ def _names_beside(links) -> Path | None:
     kinds = ("protein.info", "protein.aliases")
     return next((p for kind in kinds for p in sorted(folder.glob(f"*{kind}*"))), None)
 
-
+# %% ../../nbs/evaluate/65_network_files.ipynb #55260a71
 def protein_names(path, links) -> dict[str, str]:
     "STRING's protein ids -> symbols, from its table of names or of aliases."
     path = path or _names_beside(links)
@@ -371,6 +382,7 @@ def protein_names(path, links) -> dict[str, str]:
     if "preferred_name" in table:
         return dict(zip(table[protein], table.preferred_name, strict=True))
 
+    # a symbol of HGNC before one of UniProt
     is_hgnc = table.source.str.contains("HGNC_symbol|BioMart_HUGO")
     is_gene = table.source.str.contains("GN_Name|gene_name")
     table = table.assign(rank=np.select([is_hgnc, is_gene], (0, 1), 2)).query("rank < 2")
@@ -390,6 +402,7 @@ def members(sets) -> pd.DataFrame:
             sources.append(np.repeat(genes, len(genes)))
             targets.append(np.tile(genes, len(genes)))
     pairs = dict(source=np.concatenate(sources), target=np.concatenate(targets))
+
     return pd.DataFrame(pairs, dtype=str)
 
 # %% ../../nbs/evaluate/65_network_files.ipynb #cc290522
@@ -400,7 +413,7 @@ def _sets_in(path) -> tuple[list[str], list[list[str]]]:
     rows = [line.split("\t") for line in lines]
     return [row[0] for row in rows], [[m.split(",")[0].strip() for m in row[2:]] for row in rows]
 
-
+# %% ../../nbs/evaluate/65_network_files.ipynb #16f8ed2c
 def gene_sets(path, directed: bool | None, genes) -> tuple[str, pd.DataFrame, bool]:
     "A GMT file: name of the format, pairs, directed?"
     names, sets = _sets_in(path)
@@ -416,4 +429,5 @@ def gene_sets(path, directed: bool | None, genes) -> tuple[str, pd.DataFrame, bo
         return "GMT, pathways", members(sets), False
     pairs = [(f, gene) for f, s in zip(first, sets, strict=True) for gene in s if gene]
     pairs = pd.DataFrame(pairs, columns=["source", "target"])
+
     return "GMT, sets named after regulators", pairs, True

@@ -86,8 +86,8 @@ def _scores_of(edges: pd.DataFrame, p_omitted: pd.Series) -> dict:
 # %% ../../nbs/evaluate/55_networks.ipynb #a5440831
 def _cuts(n: int) -> np.ndarray:
     "A dozen numbers of edges, from ten to all."
-    most = max(n, 1)
-    ks = np.geomspace(min(10, most), most, 12).astype(int)
+    n = max(n, 1)
+    ks = np.geomspace(min(10, n), n, 12).astype(int)
     return np.unique(ks)
 
 
@@ -124,7 +124,9 @@ def network_scores(
     edges = ranked(edges, seed)
     names = _all_names(screen, sources, edges)
     candidates = _candidates(screen, sources, seed)
-    omitted = {int(k): _omitted(edges.head(k), names, candidates) for k in _cuts(len(edges))}
+    cuts = _cuts(len(edges))
+    omitted = {int(k): _omitted(edges.head(k), names, candidates) for k in cuts}
+    # likewise the pairs that some cut of the network omits
     tested = np.unique(np.concatenate(list(omitted.values())))
     p_omitted = pair_statistics(adata, candidates.loc[tested], split).p
 
@@ -143,6 +145,7 @@ def _distances_by_source(adata, tables: list[pd.DataFrame], split) -> list[np.nd
     "Sum of the distances and number of the edges of each source, (sources, 2), for each table."
     no_edge = pd.DataFrame(columns=["source", "target"], dtype=str)
     union = pd.concat([no_edge, *tables]).drop_duplicates(ignore_index=True)
+    # every pair is tested once, however many networks list it
     union = union.join(pair_statistics(adata, union, split))
     sources = union.source.unique()
     sums = []
@@ -150,9 +153,10 @@ def _distances_by_source(adata, tables: list[pd.DataFrame], split) -> list[np.nd
         distance = table.merge(union).groupby("source").wasserstein
         by_source = distance.agg(["sum", "count"]).reindex(sources, fill_value=0)
         sums.append(by_source.to_numpy(float))
+
     return sums
 
-
+# %% ../../nbs/evaluate/55_networks.ipynb #c37db881
 def _mean_difference(first, other, n, seed) -> dict:
     "Difference of two means over edges, with its interval over sources."
     has_edges = first[:, 1] + other[:, 1] > 0
@@ -167,7 +171,7 @@ def _mean_difference(first, other, n, seed) -> dict:
 def compare_networks(
     adata: ad.AnnData, networks: dict, split: str = "test", n: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """Is a network's mean Wasserstein distance larger than that of others?
+    """The mean Wasserstein distance of one network minus that of others, with intervals.
 
     Parameters
     ----------

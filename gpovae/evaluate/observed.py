@@ -31,6 +31,7 @@ def ranks(effects, rng: np.random.Generator) -> np.ndarray:
     Ties are broken at random, not by the order of the columns.
     """
     n_genes = effects.shape[1]
+    # a stable sort of shuffled columns breaks ties at random
     shuffle = rng.permutation(n_genes)
     order = shuffle[np.argsort(-np.abs(effects[:, shuffle]), axis=1, kind="stable")]
     rank = np.empty(effects.shape, np.int32)
@@ -88,7 +89,7 @@ def _target_positions(effects) -> np.ndarray:
         row[: len(column)] = column
     return positions
 
-
+# %% ../../nbs/evaluate/15_observed.ipynb #c62bc9a8
 def _distinguishing_weights(deviation, noise) -> np.ndarray:
     # equation evaluate.observed.1
     score = deviation / np.sqrt(noise).where(noise > 0)
@@ -205,6 +206,7 @@ def in_memory(adata: ad.AnnData, name: str = "real") -> ad.AnnData:
             f"X of the {name} cells is empty{layers}."
             " Put the log-normalised values there: adata.X = adata.layers[...]."
         )
+
     return adata
 
 # %% ../../nbs/evaluate/15_observed.ipynb #94096a20
@@ -269,4 +271,5 @@ def observe_cells(
         batch=np.full(len(labels), "all"),
         genes=adata.var_names,
     )
+
     return observe_rows(screen, np.arange(len(labels)))

@@ -58,6 +58,7 @@ def _pair(x, y, n, m):
     # the variance under the root of equation evaluate.pairs.2
     N = float(n + m)
     variance = n * m / 12 * (N + 1 - ties / max(N * (N - 1), 1.0))
+
     return area, wins - n * m / 2, variance if variance > 1e-9 * n * m else 0.0
 
 # %% ../../nbs/evaluate/50_pairs.ipynb #9cc0192a
@@ -99,6 +100,7 @@ def _weighted_area(controls, weight, F, y, m):
         while j < len(y) and y[j] == v:
             G += 1 / m
             j += 1
+
     return area
 
 # %% ../../nbs/evaluate/50_pairs.ipynb #9bd1cfd3
@@ -130,11 +132,13 @@ def _within(controls, gene, B, k):
 @numba.njit(nogil=True, cache=True)
 def _by_group(values, group, n):
     "The values of a gene, sorted by group."
+    # a counting sort: first where each group begins
     begin = np.zeros(len(n) + 1, np.int64)
     for k in group:
         begin[k + 1] += 1
     begin = np.cumsum(begin)
 
+    # then each value to the next free place of its group
     free = begin.copy()
     by_group = np.empty(len(values))
     for k, v in zip(group, values):
@@ -142,7 +146,7 @@ def _by_group(values, group, n):
         free[k] += 1
     return _Gene(by_group, begin, n)
 
-
+# %% ../../nbs/evaluate/50_pairs.ipynb #d575bace
 @numba.njit(nogil=True, cache=True)
 def _sort_controls(gene, B):
     "All controls in one order; those of each batch are sorted in place."
@@ -165,7 +169,7 @@ class _Columns(NamedTuple):
     indices: np.ndarray
     data: np.ndarray
 
-
+# %% ../../nbs/evaluate/50_pairs.ipynb #fde09f0d
 class _Groups(NamedTuple):
     "What the cells are: the controls and each perturbation, in each of B batches."
 
@@ -174,7 +178,7 @@ class _Groups(NamedTuple):
     B: int
     pooled: np.ndarray  # (perturbations + 1,) bool: held against all controls, whatever the batch
 
-
+# %% ../../nbs/evaluate/50_pairs.ipynb #e6d21a89
 class _Pairs(NamedTuple):
     "Pairs by gene: those of gene g are first[g] to first[g + 1]."
 
@@ -216,6 +220,7 @@ def _distance_and_p(
     B = batch.max() + 1
     group = np.asarray(group, np.int64) * B + batch
     n = np.bincount(group, minlength=K * B)
+    # without a batch that has both, cells are held against all controls
     has_both = (n.reshape(K, B) > 0) & (n[:B] > 0)  # batches with cells and controls
     groups = _Groups(group, n, B, ~has_both.any(1) | (B == 1))
 
@@ -249,6 +254,7 @@ def _columns_of(screen: Screen, cells, genes):
     X = screen.counts
     library = screen.library_size
     scale = (np.median(library) / library[cells]).astype(np.float32)
+    # as many genes at a time as make a block of stored entries
     first = next(blocks(X, cells))[1]
     density = max(first.nnz / np.prod(first.shape), 1e-3)
     width = max(1, int(BLOCK / len(cells) / density))
@@ -302,6 +308,7 @@ def pair_statistics(adata: ad.AnnData, pairs: pd.DataFrame, split: str = "test")
     group = pd.Index([CONTROL, *sources]).get_indexer(labels)
     cells = rows[group >= 0]
     batch = np.unique(screen.batch[cells], return_inverse=True)[1]
+    # pairs by gene, for each gene is sorted once
     order = np.argsort(column, kind="stable")
     first = np.searchsorted(column[order], np.arange(len(genes) + 1))
     statistics = np.zeros((len(pairs), 2))

@@ -56,6 +56,7 @@ def ranked(edges: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     _check_edges(edges)
     codes = [pd.factorize(edges[c], sort=True)[0] for c in ("target", "source")]
+    # ties at random, but the same ones whatever the order of the rows
     tie = np.empty(len(edges))
     tie[np.lexsort(codes)] = np.random.default_rng(seed).permutation(len(edges))
     order = np.lexsort((tie, -edges.weight.abs(), -edges.probability.fillna(0)))
@@ -226,6 +227,7 @@ def _importance(X, y, seed) -> np.ndarray:
     )
     model.fit(X, (y - y.mean()) / y.std())
     trees = (t.tree_ for t in model.estimators_[:, 0])
+
     return sum(tree.compute_feature_importances(normalize=False) for tree in trees)
 
 # %% ../../nbs/evaluate/45_rankings.ipynb #08c2de08
@@ -237,6 +239,7 @@ def boosted_edges(
 ) -> pd.DataFrame:
     "All pairs ranked by importance in gradient boosting over training controls, as in GRNBoost2."
     Y, correlation, nodes = _controls(adata, n_cells, seed)
+    # a node is predicted from all sources but itself
     sources = np.flatnonzero(_is_source(Screen(adata), nodes))
     regulators = {j: sources[sources != j] for j in range(len(nodes))}
     regulators = {j: i for j, i in regulators.items() if len(i)}
@@ -300,6 +303,7 @@ def networks(
     if slow:
         rankings["gradient boosting"] = boosted_edges(adata, seed, progress=progress)
     rankings["random"] = random_edges(adata, seed)
+
     return rankings
 
 # %% ../../nbs/evaluate/45_rankings.ipynb #1bc10209

@@ -192,7 +192,7 @@ def _check_complete(pred, real, kind) -> None:
             f"The prediction has {kind} {pred[pred.duplicated()][0]!r} twice. Keep one."
         )
 
-
+# %% ../../nbs/evaluate/25_response.ipynb #4ab86a41
 def _matched(pred, real) -> tuple[np.ndarray, np.ndarray]:
     "Two tables as arrays with the rows and columns of `real`."
     _check_complete(pred.index, real.index, "perturbation")
@@ -205,6 +205,7 @@ def _matched(pred, real) -> tuple[np.ndarray, np.ndarray]:
             f"The predicted effect of {real.index[i]!r} on {real.columns[j]!r} is not a number"
             f" ({(~np.isfinite(P)).sum()} such entries)."
         )
+
     return P, R
 
 # %% ../../nbs/evaluate/25_response.ipynb #c5ccee69
@@ -217,9 +218,10 @@ class _Pair(NamedTuple):
     centre: np.ndarray  # (genes,) c
     error: np.ndarray  # (N, genes) of mu
 
-
+# %% ../../nbs/evaluate/25_response.ipynb #d09582e6
 def _pair(pred, real) -> _Pair:
     genes = real.effects.columns
+    # what was observed decides the order of the genes
     centre = real.centre[genes].to_numpy(float)
     if not isinstance(pred, Observed):
         P, R = _matched(pred, real.effects)
@@ -242,7 +244,7 @@ def _rank_of_cells(pred: Observed, real, rng) -> np.ndarray:
     change = np.where(significant, like_real(fold_change(pred)), 0)
     return np.where(significant, ranks(change, rng), real.shape[1])
 
-
+# %% ../../nbs/evaluate/25_response.ipynb #8ae55dda
 def _significant_overlap(pred, real: Observed, rank, rng) -> np.ndarray:
     if real.q is None:
         return np.full(len(real.effects), np.nan)
@@ -254,7 +256,7 @@ def _significant_overlap(pred, real: Observed, rank, rng) -> np.ndarray:
 def _spread(effects) -> np.ndarray:
     return ((effects - effects.mean(0)) ** 2).mean(1)
 
-
+# %% ../../nbs/evaluate/25_response.ipynb #c3c6139f
 def _errors_and_spread(pair: _Pair, real: Observed) -> dict:
     N = len(pair.observed)
     noise = 0
@@ -263,6 +265,7 @@ def _errors_and_spread(pair: _Pair, real: Observed) -> dict:
         noise = (1 - 1 / N) * real.noise.to_numpy().mean(1)
         weighted_mse = (real.weights * pair.error**2).sum(1)
     spreads = [_spread(pair.predicted), _spread(pair.observed) - noise]
+
     return dict(
         mae=np.abs(pair.error).mean(1),
         weighted_mse=weighted_mse,
@@ -285,6 +288,7 @@ def contributions(
     rank = ranks(P, rng)
     own_left_out, both_left_out = discrimination(P, R, real.target_positions, rng).T
 
+    # the 20 genes of largest |delta|, of each perturbation
     strong = np.argpartition(real.rank, min(20, R.shape[1]) - 1, axis=1)[:, :20]
     flat = moments(P, R)
     flat_top = moments(*(np.take_along_axis(table, strong, 1) for table in (P, R)))

@@ -21,7 +21,7 @@ class _Edges(NamedTuple):
     j: np.ndarray
     is_edge: np.ndarray  # (sources, targets) bool
 
-
+# %% ../../nbs/evaluate/73_rewiring.ipynb #ca253bf3
 @numba.njit(nogil=True, cache=True)
 def _swap(edges, allowed, draws, symmetric):
     "Exchange the targets of pairs of edges, in place."

@@ -50,7 +50,7 @@ class _CellScores:
     # cells x (model, called control, labels shuffled): bound in nats
     likelihood: pd.DataFrame | None = None
 
-
+# %% ../../nbs/evaluate/95_scores.ipynb #910b58cf
 @dataclass(kw_only=True, repr=False)
 class _NetworkScores:
     "What concerns the network; what was not asked for is None."
@@ -109,7 +109,13 @@ class Scores(_CellScores, _NetworkScores):
         return advantage(self.compared, "ate_rho")
 
     def verdict(self) -> str:
-        "One paragraph: what the model beats, and what beats it."
+        """What the model beats, and what beats it.
+
+        Returns
+        -------
+        str
+            One paragraph, computed from the numbers.
+        """
         return " ".join(verdict_sentences(self))
 
 # %% ../../nbs/evaluate/95_scores.ipynb #40810c86
@@ -140,6 +146,7 @@ def _response_tables(scores: Scores) -> dict[str, pd.DataFrame]:
         listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         held_out = f"Held out of training: {listed} (predicted {count_evidence(scores.evidence)})"
         tables[held_out] = score_table(scores.unseen).T.rename(_LABELS)
+
     return tables
 
 # %% ../../nbs/evaluate/95_scores.ipynb #5f518e32
@@ -159,9 +166,10 @@ def _cell_tables(scores: Scores) -> dict[str, pd.DataFrame]:
             f" {scores.split} cells"
         )
         tables[heading] = scores.likelihood.mean().to_frame("nats").T
+
     return tables
 
-
+# %% ../../nbs/evaluate/95_scores.ipynb #21b80d57
 def _network_tables(scores: Scores) -> dict[str, pd.DataFrame]:
     tables = {
         f"Networks of equal size, {scores.split} cells": scores.network,
@@ -232,7 +240,8 @@ _TABLES = [*_RESPONSE_TABLES, *_OTHER_TABLES, "biology"]
 def _likelihood_summary(likelihood: pd.DataFrame | None) -> dict | None:
     if likelihood is None:
         return None
-    return dict(cells=len(likelihood), **likelihood.astype(float).mean().to_dict())
+    means = likelihood.astype(float).mean()
+    return dict(cells=len(likelihood), **means.to_dict())
 
 
 def _calibration_summary(calibration: dict | None) -> dict | None:
@@ -263,7 +272,7 @@ def to_dict(self: Scores) -> dict:
         verdict=self.verdict(),
     )
 
-
+# %% ../../nbs/evaluate/95_scores.ipynb #d0bbab31
 @patch
 def to_json(self: Scores) -> str:
     """Everything as JSON.
@@ -303,14 +312,14 @@ def _add_network(scores: Scores, adata, cut: dict) -> None:
     scores.curves = {name: mark.pop("curve") for name, mark in marks.items()}
     scores.network = pd.DataFrame(marks).T.astype(float)
 
-
+# %% ../../nbs/evaluate/95_scores.ipynb #b53c2eb2
 def _trained_targets(adata) -> list[str]:
     "Regulators whose edges training could tell."
     screen = Screen(adata)
     labels = set(screen.labels[screen.rows("train", fail=False)]) - {CONTROL}
     return sorted({target for p in labels for target in targets(p)})
 
-
+# %% ../../nbs/evaluate/95_scores.ipynb #f5630b9b
 def _add_truth(scores: Scores, adata, rankings: dict) -> None:
     "Hold full rankings against the known network of a simulated screen."
     truth = adata.uns[Key.truth]
@@ -342,9 +351,10 @@ def _add_known(scores: Scores, nodes, model, cut: dict, known: dict) -> None:
         scores.biology = pd.DataFrame(rows).T.astype(float)
         scores.found = pd.concat(found, ignore_index=True)
 
-
+# %% ../../nbs/evaluate/95_scores.ipynb #121e9517
 def _score_network(scores: Scores, adata, rankings: dict, known: dict) -> None:
     "Fill in what concerns the network."
+    # as many edges for everybody as the model believes in
     size = int((rankings["model"].probability.fillna(1) > SIZE_PROBABILITY).sum())
     cut = {name: e.head(size) for name, e in rankings.items()}
     _add_network(scores, adata, cut)
@@ -360,13 +370,14 @@ def _check_names(others: dict, base: dict) -> None:
             " every table. Give it another one."
         )
 
-
+# %% ../../nbs/evaluate/95_scores.ipynb #3be589be
 def _score_responses(adata, predicted, others: dict, seed: int) -> Scores:
     "What concerns perturbations that training has seen."
     observed = observe(adata, "test")
     base = baselines(adata, list(observed.effects.index))
     _check_names(others, base)
     predictions = {"model": predicted} | base | others
+
     return Scores(
         compared=compare_scores(predictions, observed, seed=seed),
         ceiling=ceiling(adata, "test", seed=seed),
@@ -375,7 +386,7 @@ def _score_responses(adata, predicted, others: dict, seed: int) -> Scores:
         seed=seed,
     )
 
-
+# %% ../../nbs/evaluate/95_scores.ipynb #10c1a20c
 def _add_unseen(scores: Scores, adata, unseen: pd.DataFrame, evidence) -> None:
     "What concerns perturbations that were held out of training."
     names = list(unseen.index)
@@ -425,6 +436,7 @@ def evaluate(
     """
     given = EvaluationOptions(**options)
     names = [] if given.unseen is None else list(given.unseen.index)
+    # what training has not seen is scored apart
     is_unseen = np.isin(Screen(adata).labels, names)
     trained = adata[~is_unseen].copy() if names else adata
 

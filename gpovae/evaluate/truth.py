@@ -59,12 +59,14 @@ def _on_pairs(edges, effects, **columns) -> list[np.ndarray]:
         table = np.zeros(effects.shape)
         table[i[inside], j[inside]] = np.asarray(values, float)[inside]
         tables.append(table)
+
     return [table[_is_pair(effects)] for table in (*tables, effects.to_numpy())]
 
 # %% ../../nbs/evaluate/60_truth.ipynb #fa49af9e
 def _pair_scores(edges, effects, kind) -> list[np.ndarray]:
     "Score (higher is more confident), sign and true effect of every pair."
     edges = ranked(edges)
+    # equal probability and |weight| is equal confidence
     level = pd.DataFrame(dict(p=edges.probability.fillna(0), w=edges.weight.abs()))
     rank = len(edges) - level.groupby(["p", "w"], sort=False).ngroup()
     columns = _on_pairs(edges, effects, rank=rank, sign=np.sign(edges.weight))
@@ -73,6 +75,7 @@ def _pair_scores(edges, effects, kind) -> list[np.ndarray]:
             f"The known network has no {kind} effect between a perturbed gene and another: there is"
             " nothing to find."
         )
+
     return columns
 
 # %% ../../nbs/evaluate/60_truth.ipynb #fa4990af
@@ -107,6 +110,7 @@ def truth_scores(edges: pd.DataFrame, truth: dict, kind: str = "direct", sources
     """
     score, sign, effect = _pair_scores(edges, true_effects(truth, kind, sources), kind)
     is_true = effect != 0
+    # found: listed, and among the first so many as there are true edges
     border = np.sort(score)[::-1][is_true.sum() - 1]
     is_found = is_true & (score > 0) & (score >= border)
     right_sign = sign[is_found] == np.sign(effect[is_found])
@@ -117,6 +121,7 @@ def truth_scores(edges: pd.DataFrame, truth: dict, kind: str = "direct", sources
     marks["sign_accuracy"] = float(right_sign.mean()) if is_found.any() else None
     marks["true_edges"] = int(is_true.sum())
     marks["found"] = int(is_found.sum())
+
     return marks | dict(curve=pd.DataFrame(dict(recall=recall, precision=precision)))
 
 # %% ../../nbs/evaluate/60_truth.ipynb #187df4ce
@@ -134,13 +139,14 @@ def _average_precision(score, is_true, source, draws) -> np.ndarray:
         if n_true[-1]:
             gained = np.diff(n_true, prepend=0)
             auprc[t] = (gained * n_true / np.maximum(n_pairs, 1)).sum() / n_true[-1]
+
     return auprc
 
 # %% ../../nbs/evaluate/60_truth.ipynb #187e13bd
 def compare_truth(
     networks: dict, truth: dict, kind: str = "direct", n: int = 200, seed: int = 0, sources=None
 ) -> pd.DataFrame:
-    """Is a network's AUPRC larger than that of others?
+    """The AUPRC of one network minus that of others, with intervals.
 
     Parameters
     ----------
@@ -230,7 +236,7 @@ def _brier_skill(p, y, kind) -> float:
 def calibration(
     edges: pd.DataFrame, truth: dict, kind: str = "direct", seed: int = 0, sources=None
 ) -> dict:
-    """Do probabilities mean what they say?
+    """How far probabilities mean what they say.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ class _Outcome(NamedTuple):
     side: int | None  # 1 better, -1 worse, 0 level, None without an interval
     number: str  # as the sentence shows it
 
-
+# %% ../../nbs/evaluate/90_verdict.ipynb #9d2b82c7
 _SIDES = {1: "better than", 0: "level with", -1: "worse than"}
 
 
@@ -36,13 +36,13 @@ def _side(row, better: int = 1) -> int | None:
         return None
     return better * (1 if row["from"] > 0 else -1 if row["to"] < 0 else 0)
 
-
+# %% ../../nbs/evaluate/90_verdict.ipynb #8b1eccd4
 def _number(row) -> str:
     if not np.isfinite(row["from"]):
         return f"{row.difference:+.3f}"
     return f"{row.difference:+.3f}, {row['from']:+.3f} to {row['to']:+.3f}"
 
-
+# %% ../../nbs/evaluate/90_verdict.ipynb #d4fce8d6
 def _outcomes(differences: pd.DataFrame) -> list[_Outcome]:
     return [_Outcome(name, _side(row), _number(row)) for name, row in differences.iterrows()]
 
@@ -144,7 +144,7 @@ def _on_network(scores) -> str:
         f" {_in_words(outcomes, _DISTANCES)}."
     )
 
-
+# %% ../../nbs/evaluate/90_verdict.ipynb #e891b1eb
 def _on_truth(scores) -> str:
     "On the direct edges of a known network."
     direct = scores.truth.loc["direct"]
