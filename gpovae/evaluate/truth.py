@@ -183,8 +183,8 @@ def compare_truth(
     return pd.DataFrame(rows, index=index, columns=["difference", "from", "to"])
 
 # %% ../../nbs/evaluate/60_truth.ipynb #973ee982
-_BINS = 10  # of equal count
-_BELIEVED = 0.1  # pairs with less probability are believed in by nobody
+BINS = 10  # of equal count
+BELIEVED = 0.1  # pairs with less probability are believed in by nobody
 _LUCK_DRAWS = 100
 
 
@@ -205,7 +205,7 @@ def _calibration_curve(p, y, bins) -> pd.DataFrame:
 def _believed_calibration(p, y, seed) -> dict:
     "Error, error by luck and curve of the pairs that the network believes in."
     rank = pd.Series(p).rank().to_numpy()
-    bins = ((rank - 0.5) / len(p) * _BINS).astype(int)
+    bins = ((rank - 0.5) / len(p) * BINS).astype(int)
     bins = np.unique(bins, return_inverse=True)[1]
     rng = np.random.default_rng(seed)
     luck = [_calibration_error(p, rng.random(len(p)) < p, bins) for _ in range(_LUCK_DRAWS)]
@@ -269,7 +269,7 @@ def calibration(
     p, effect = _on_pairs(edges, effects, p=edges.probability)
     y = (effect != 0).astype(float)
     marks["brier_skill"] = _brier_skill(p, y, kind)
-    is_believed = p >= _BELIEVED
+    is_believed = p >= BELIEVED
     marks["believed"] = int(is_believed.sum())
     if not is_believed.any():
         return marks
