@@ -69,6 +69,7 @@ from gpovae.app import reports
 from gpovae.core.provenance import complete
 from gpovae.data import prepare as preparation
 from gpovae.data import stream
+from gpovae.data.expression import log2_expression
 from gpovae.data.files import open_screen, write_annotations
 from gpovae.data.labels import CONTROL
 from gpovae.data.minibatch import Cells
@@ -81,6 +82,7 @@ from gpovae.evaluate import effects as measured
 from gpovae.evaluate import rankings as rivals
 from gpovae.evaluate import response
 from gpovae.evaluate.baselines import baselines
+from gpovae.evaluate.ceiling import ceiling
 from gpovae.evaluate.truth import truth_scores
 from gpovae.experiments import ablation as studies
 from gpovae.model.prediction import effects_of
@@ -422,7 +424,7 @@ def finding_job(name, seed, method, folder):
                 *rows,
                 dict(
                     row="ceiling",
-                    ate_rho_test=response.ceiling(adata, "test", seed=seed)["ceiling"],
+                    ate_rho_test=ceiling(adata, "test", seed=seed)["ceiling"],
                 ),
             ]
         )
@@ -999,7 +1001,7 @@ def in_all_cells(adata):
         np.where(Screen(adata).is_control, Screen(adata).split, "test"),
         categories=["train", "validation", "test"],
     )
-    return response.observed_effects(adata, "test")
+    return measured.observed_effects(adata, "test")
 
 
 def unseen_scores(pred, everyone, held, shared):
@@ -1079,7 +1081,7 @@ def covariance_in_controls(adata):
     truth = adata.uns["gpovae_truth"]
     screen = Screen(adata)
     genes = [g for g in np.asarray(truth["genes"]).astype(str) if g in adata.var_names]
-    Y = response.log2_expression(screen, screen.rows("train", CONTROL, False)).toarray()[
+    Y = log2_expression(screen, screen.rows("train", CONTROL, False)).toarray()[
         :, adata.var_names.get_indexer(genes)
     ]
     W = (
@@ -1102,10 +1104,10 @@ def unseen_job(how, seed, method, max_epochs, folder):
     adata = unseen_screen(how, seed, folder)
     screen = Screen(adata)
     everyone = in_all_cells(adata)
-    train = response.observed_effects(adata, "train")
+    train = measured.observed_effects(adata, "train")
     held = [p for p in screen.perturbations if p not in train.index]
-    real = response.observed_effects(adata, "test").loc[held]
-    n = response.cells(adata, "train").drop(CONTROL)
+    real = measured.observed_effects(adata, "test").loc[held]
+    n = measured.cells(adata, "train").drop(CONTROL)
     shared = train.mul(n[train.index], axis=0).sum() / n[train.index].sum()
 
     def score(row, pred, **more):
@@ -1125,7 +1127,7 @@ def unseen_job(how, seed, method, max_epochs, folder):
         r = np.mean(
             [
                 response.pearson(a, b)
-                for a, b in response.halves(
+                for a, b in measured.halves(
                     adata[np.isin(screen.labels, [*held, CONTROL])].copy(), "test", 20, seed
                 )
             ]
@@ -1152,7 +1154,7 @@ def unseen_job(how, seed, method, max_epochs, folder):
         )
     model = GPOVAE(adata, preset=method)
     model.train(max_epochs=max_epochs, seed=seed, progress=False)
-    noise = response.noise_variance(adata, "test")
+    noise = measured.noise_variance(adata, "test")
     rows = []
     spreads = []
     fits = {}

@@ -24,10 +24,6 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from fastcore.basics import patch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
-from . import __version__
 from .core.errors import GpovaeError
 from .core.options import check_settings
 from .core.progress import Bar
@@ -37,9 +33,8 @@ from .data.labels import CONTROL, canonical, targets
 from .data.minibatch import Cells
 from .data.screen import Key, Screen
 from .data.steps import stale
-from .evaluate.baselines import noise_variance
 from .evaluate.curated import read_network, screen_names
-from .evaluate.effects import cells, observed_effects
+from .evaluate.effects import cells, noise_variance, observed_effects
 from .evaluate.scores import Scores
 from .evaluate.scores import evaluate as _evaluate
 from gpovae.model.prediction import (
@@ -65,6 +60,10 @@ from .network.prior import prior_matrix, read_prior
 from .network.stability import stability
 from .train.distributed import group
 from .train.loop import STATE, build, fit
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from . import __version__
 
 # %% ../nbs/api/10_api.ipynb #4226a96a
 class GPOVAE:
@@ -952,14 +951,14 @@ def evaluate(
         self.adata,
         effects,
         self.network(min_probability=0),
-        tables,
-        unseen.to_df() if new else None,
-        unseen.obs["evidence"] if new else None,
-        self.sample(seen, seed=seed, progress=progress) if thorough else None,
-        known,
-        thorough,
-        seed,
-        progress,
+        others=tables,
+        unseen=unseen.to_df() if new else None,
+        evidence=unseen.obs["evidence"] if new else None,
+        drawn=self.sample(seen, seed=seed, progress=progress) if thorough else None,
+        known=known,
+        thorough=thorough,
+        seed=seed,
+        progress=progress,
     )
     if thorough:
         scores.likelihood = self.iwelbo(seed=seed, progress=progress)

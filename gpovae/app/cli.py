@@ -75,7 +75,6 @@ def _open(path, on_disk, settings, quiet):
     more than half of the available memory.
     """
     import psutil
-
     from gpovae.data.files import open_screen, read_screen, unpacked_size
 
     need = unpacked_size(path)
@@ -503,9 +502,10 @@ def train(ctx, prepared, out, devices, strategy, force, quiet, **options):
 # %% ../../nbs/app/20_cli.ipynb #fab5150c
 def _model(prepared, quiet, preset, settings, on_disk, **_):
     "To be trained on a prepared screen."
-    from gpovae import GPOVAE
     from gpovae.core.options import read_settings
     from gpovae.model.presets import Settings, make_settings
+
+    from gpovae import GPOVAE
 
     settings = {k: v for k, (v,) in read_settings(Settings, settings, several=False).items()}
     return GPOVAE(
@@ -739,8 +739,9 @@ def compare(runs, out, quiet):
 def sweep(screens, out, seeds, presets, settings, max_epochs, workers, part, dry_run, quiet):
     "Train on every combination of SCREENS, presets, settings and seeds, and compare.\n\nEach job is one `gpovae train` in a process and a folder of its own; what is done is left alone, and the same command goes on after an interruption. Writes runs and logs, sweep.csv, and compare.html, .ipynb and .json when all jobs have ended."
     from gpovae.core.options import read_settings
-    from gpovae.experiments import sweep as s
     from gpovae.model.presets import Settings
+
+    from gpovae.experiments import sweep as s
 
     part = s.read_part(part)
     s.claim(out)
@@ -810,7 +811,8 @@ def score(predicted, real, perturbation_key, control, out, seed, quiet):
     "Score generated cells of any model against REAL ones.\n\nBoth are .h5ad files with control cells, log-normalised to 10,000 (the convention of cell-eval)."
     from gpovae.app.reports import write_json
     from gpovae.data.files import read_screen
-    from gpovae.evaluate.scores import METRICS, score
+    from gpovae.evaluate.generated import score
+    from gpovae.evaluate.response import METRICS
 
     with _stage("score", quiet):
         found = score(
@@ -885,10 +887,11 @@ def network(run, out, kind, min_probability, evidence, quiet):
 @_quiet
 def demo(dataset, out, max_epochs, seed, quiet):
     "From a screen to a report in one go."
+    from gpovae.core.provenance import complete, room
+
     from gpovae import GPOVAE, datasets
     from gpovae import prepare as annotate
     from gpovae.app import reports
-    from gpovae.core.provenance import complete, room
 
     out = out or Path("runs") / f"demo-{dataset}"
     with complete(out, "the demo") as tmp:

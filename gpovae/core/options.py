@@ -15,7 +15,6 @@ from typing import Literal, Union, get_args, get_origin
 
 import numpy as np
 import pandas as pd
-
 from .errors import GpovaeError
 
 # %% ../../nbs/core/20_options.ipynb #02f34bff

@@ -12,7 +12,6 @@ from functools import cached_property
 import anndata as ad
 import numpy as np
 import pandas as pd
-
 from ..core.errors import GpovaeError
 from .expression import group_moments
 from .labels import CONTROL, targets

@@ -10,10 +10,6 @@ __all__ = ['RESPONDS', 'PERMUTATIONS', 'MOST_CELLS', 'POOL', 'MOST_GENES', 'LEAS
 import anndata as ad
 import numpy as np
 import pandas as pd
-from scipy.spatial.distance import cdist, pdist
-from scipy.stats import t as student
-from sklearn.metrics import euclidean_distances
-
 from ..core.errors import GpovaeError
 from .blocks import block_rows
 from .expression import log_normalised
@@ -21,6 +17,9 @@ from .labels import CONTROL, targets
 from .matching import LEAST_GENES
 from .responses import Responses, fold_changes, strata
 from .screen import Key, Screen
+from scipy.spatial.distance import cdist, pdist
+from scipy.stats import t as student
+from sklearn.metrics import euclidean_distances
 
 # %% ../../nbs/data/80_verdict.ipynb #76ef569e
 RESPONDS = 4  # |z| of a responder

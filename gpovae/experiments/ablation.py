@@ -15,19 +15,19 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from joblib import Parallel, delayed, parallel_config
-from scipy import stats
-
 from ..api import GPOVAE
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..data.screen import Key, Screen
 from ..evaluate.baselines import baselines
+from ..evaluate.ceiling import ceiling
 from ..evaluate.effects import observed_effects
 from ..evaluate.rankings import inverse_effects, mean_difference
-from ..evaluate.response import ceiling, pearson
+from ..evaluate.response import pearson
 from ..evaluate.truth import truth_scores
 from ..model.presets import PRESETS
+from joblib import Parallel, delayed, parallel_config
+from scipy import stats
 
 # %% ../../nbs/experiments/10_ablation.ipynb #2ecabf49
 # weights, sizes and optimiser settings

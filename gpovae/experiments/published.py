@@ -12,16 +12,16 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-
 from ..api import GPOVAE
 from ..core.errors import GpovaeError
 from ..data.prepare import prepare
 from ..data.screen import Screen
 from ..data.simulate import simulated
 from ..evaluate.baselines import baselines
+from ..evaluate.ceiling import ceiling
 from ..evaluate.effects import observed_effects
 from ..evaluate.networks import network_scores
-from ..evaluate.response import ceiling, scores
+from ..evaluate.response import scores
 from ..evaluate.scores import SIZE_PROBABILITY
 from .ablation import work
 from .comparison import over_units

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from torch import nn
-
 from ..data.responses import own_lfc
 from ..network.grn import GRN, sample_mask
+from torch import nn
 
 # %% ../../nbs/model/40_vae.ipynb #d864cb97
 class PerRow(NamedTuple):

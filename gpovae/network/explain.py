@@ -16,7 +16,6 @@ from html import escape
 import numpy as np
 import pandas as pd
 import torch
-
 from ..core.errors import GpovaeError
 from ..data.labels import canonical, targets
 from ..model.averages import log_total

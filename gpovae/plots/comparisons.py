@@ -10,9 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
-
 from .style import LINES, PALETTE, finish, own_axis
+from matplotlib.axes import Axes
 
 # %% ../../nbs/plots/40_comparisons.ipynb #1a3c1223
 def scores(

@@ -10,10 +10,9 @@ __all__ = ['precision_recall', 'reliability', 'network', 'matrix']
 import networkx as nx
 import numpy as np
 import pandas as pd
+from .style import DIVERGING, LINES, MANY, PALETTE, finish, own_axis
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-
-from .style import DIVERGING, LINES, MANY, PALETTE, finish, own_axis
 
 # %% ../../nbs/plots/50_edges.ipynb #043be5d9
 def precision_recall(curves: dict, chance: float | None = None, ax: Axes | None = None) -> Axes:

@@ -16,11 +16,10 @@ from typing import NamedTuple
 import networkx as nx
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
-from scipy.spatial import cKDTree
-
 from ..network.modules import modules
 from .layers import checked
+from IPython.display import HTML
+from scipy.spatial import cKDTree
 
 # %% ../../nbs/plots/80_explorer.ipynb #aee354ad
 def _push_apart(x: np.ndarray, room, rounds: int = 80) -> np.ndarray:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import networkx as nx
 import numpy as np
 import pandas as pd
-
 from ..core.errors import GpovaeError
 
 # %% ../../nbs/plots/60_layers.ipynb #e76899c1

@@ -13,6 +13,11 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from ..core.errors import GpovaeError
+from ..network.modules import modules
+from .edges import name_genes
+from .layers import checked, layers
+from .style import DIVERGING, MANY, PALETTE, own_axis
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionStyle, FancyArrowPatch, Patch
@@ -20,12 +25,6 @@ from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import offset_copy
 from scipy.cluster.hierarchy import leaves_list, linkage
-
-from ..core.errors import GpovaeError
-from ..network.modules import modules
-from .edges import name_genes
-from .layers import checked, layers
-from .style import DIVERGING, MANY, PALETTE, own_axis
 
 # %% ../../nbs/plots/70_networks.ipynb #c95b445d
 class _Via(ConnectionStyle.Arc3):

@@ -9,10 +9,9 @@ __all__ = ['training', 'predicted_observed', 'effects']
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from .style import DIVERGING, MANY, PALETTE, finish, own_axis
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-
-from .style import DIVERGING, MANY, PALETTE, finish, own_axis
 
 # %% ../../nbs/plots/30_predictions.ipynb #c3823355
 def training(history: pd.DataFrame, name: str = "loss", ax: Axes | None = None) -> Axes:

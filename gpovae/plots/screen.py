@@ -9,10 +9,9 @@ __all__ = ['cells_per_perturbation', 'quality', 'knockdown', 'perturbations', 'e
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from .style import PALETTE, finish, name_perturbations, own_axis
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-
-from .style import PALETTE, finish, name_perturbations, own_axis
 
 # %% ../../nbs/plots/20_screen.ipynb #371ded29
 def cells_per_perturbation(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:

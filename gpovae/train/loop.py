@@ -26,13 +26,6 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities import move_data_to_device
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, Timer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
-from .. import __version__
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..core.provenance import complete, digest
@@ -50,6 +43,13 @@ from ..network.prior import prior_matrix, read_prior
 from ..network.regression import fit_network
 from .cuda_graph import GraphedStep
 from .distributed import Group, group
+from lightning_fabric.utilities import move_data_to_device
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Callback, Timer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .. import __version__
 
 # %% ../../nbs/train/40_loop.ipynb #a9473f44
 def build(

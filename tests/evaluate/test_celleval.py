@@ -1,4 +1,7 @@
-"""PDS, DES and MAE of predicted cells equal those of cell-eval (PyPI; needed by this test only), perturbation by perturbation, run here on the same two AnnData."""
+"""PDS, DES and MAE of predicted cells equal those of cell-eval (PyPI.
+
+Needed by this test only), perturbation by perturbation, run here on the same two AnnData.
+"""
 
 import logging
 
@@ -8,8 +11,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from gpovae.evaluate.effects import observe_cells
-from gpovae.evaluate.response import FDR, contributions, fold_change, scores
+from gpovae.evaluate.metrics import fold_change
+from gpovae.evaluate.observed import observe_cells
+from gpovae.evaluate.response import FDR, contributions, scores
 
 pytest.importorskip(
     "cell_eval",

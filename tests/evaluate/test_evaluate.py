@@ -1,8 +1,12 @@
-"""Evaluation: figures of the published implementation and of cell-eval, scipy pair by pair, and edges of the metrics that the chapters do not show.
+"""Evaluation.
 
-tests/data/metrics_published.npz holds random inputs and the numbers that the published GPO-VAE implementation computes from them
-(its code: CC BY-NC 4.0; only its inputs and outputs are kept here, no code). tests/data/cell_eval.npz holds a toy pair of
-log-normalised AnnData and the numbers of cell-eval 0.8.2 (PyPI) for it.
+Figures of the published implementation and of cell-eval, scipy pair by pair, and edges of the
+metrics that the chapters do not show.
+
+tests/data/metrics_published.npz holds random inputs and the numbers that the published GPO-VAE
+implementation computes from them (its code: CC BY-NC 4.0; only its inputs and outputs are kept
+here, no code). tests/data/cell_eval.npz holds a toy pair of log-normalised AnnData and the
+numbers of cell-eval 0.8.2 (PyPI) for it.
 """
 
 import json
@@ -19,11 +23,14 @@ from gpovae.core.errors import GpovaeError
 from gpovae.data.labels import CONTROL
 from gpovae.data.register import register
 from gpovae.data.screen import Key
-from gpovae.evaluate.baselines import baselines, noise_variance, perturbed_mean, shrunken_mean
-from gpovae.evaluate.effects import cells, halves, log2_means, observed_effects
+from gpovae.evaluate.baselines import baselines, perturbed_mean, shrunken_mean
+from gpovae.evaluate.ceiling import ceiling
+from gpovae.evaluate.effects import cells, halves, log2_means, noise_variance, observed_effects
+from gpovae.evaluate.generated import score
+from gpovae.evaluate.metrics import discrimination
 from gpovae.evaluate.rankings import control_correlation, inverse_effects, mean_difference, z_score
-from gpovae.evaluate.response import ceiling, discrimination, scores
-from gpovae.evaluate.scores import Scores, evaluate, score
+from gpovae.evaluate.response import scores
+from gpovae.evaluate.scores import Scores, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,6 @@ def cell_eval():
 
 
 # ---- published figures
-# -------------------------------------------------------------------------------------------------------------
 
 
 def test_response_metrics_equal_published(published):
@@ -72,7 +78,6 @@ def test_observed_effects_equal_published(published, form):
 
 
 # ---- cell-eval
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_score_equals_cell_eval(cell_eval):
@@ -100,7 +105,6 @@ def test_score_equals_cell_eval(cell_eval):
 
 
 # ---- response
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_only_passing_cells_of_the_split_count(small):
@@ -188,7 +192,6 @@ def test_log2_means_of_other_labels(small):
 
 
 # ---- baselines
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_baselines_cover_what_training_lacks(small):
@@ -290,7 +293,6 @@ def test_tap_seq_ceiling_and_shrinking(monkeypatch):
 
 
 # ---- the whole
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_evaluate(small):

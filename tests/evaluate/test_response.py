@@ -1,6 +1,11 @@
-"""Response metrics: known answers metric by metric, one mechanism for values, intervals and strata, batch-wise controls, baselines on real screens.
+"""Response metrics.
 
-`truth` has no noise; the test cells it is held against do. What each metric must do with the truth, with no effect, with the mean of all perturbed cells and with shuffled labels stands in KNOWN.
+Known answers metric by metric, one mechanism for values, intervals and strata, batch-wise
+controls, baselines on real screens.
+
+`truth` has no noise; the test cells it is held against do. What each metric must do with the
+truth, with no effect, with the mean of all perturbed cells and with shuffled labels stands in
+KNOWN.
 """
 
 import os
@@ -22,37 +27,19 @@ from gpovae.data.register import register
 from gpovae.data.screen import Key
 from gpovae.data.split import hold_out, split_cells
 from gpovae.evaluate.baselines import additive, baselines, ridge, training_mean
-from gpovae.evaluate.effects import (
-    Observed,
-    cells,
-    halves,
-    noise_variance,
-    observe,
-    observe_cells,
-    observed_effects,
-    ranks,
-)
-from gpovae.evaluate.response import (
-    BETTER,
-    METRICS,
-    ceiling,
-    compare_scores,
-    contributions,
-    discrimination,
-    pearson,
-    pearson_delta,
-    scores,
-    share_of_way,
-    strata,
-    weighted,
-)
+from gpovae.evaluate.ceiling import ceiling, share_of_way
+from gpovae.evaluate.comparisons import compare_scores, strata
+from gpovae.evaluate.effects import cells, halves, noise_variance, observed_effects
+from gpovae.evaluate.metrics import discrimination, pearson_delta
+from gpovae.evaluate.observed import Observed, observe, observe_cells, ranks
+from gpovae.evaluate.response import BETTER, METRICS, contributions, pearson, scores, weighted
 
 SHARED = DATA.parent
 DATA = Path(os.environ.get("GPOVAE_DATA") or SHARED / "data")
 NONE, MEAN = "no effect (control mean)", "mean of all perturbed cells"
 
 
-def draw(seed=0, n_per=60, n_genes=150, n_perturbations=20, batches=1, split="test", controls=5):
+def draw(seed=0, n_per=60, n_genes=150, n_perturbations=20, batches=1, split="test", *, controls=5):
     """Counts of a screen with fixed truth.
 
     `seed` draws the cells. Also the truth of perturbed and control expression, natural log.
@@ -119,7 +106,6 @@ def shuffle(table, seed=0):
 
 
 # ---- known answers
-# -----------------------------------------------------------------------------------------------------------------
 
 
 def R_(o):
@@ -299,7 +285,9 @@ def test_constant_predictors_score_chance_on_pds(seen):
         np.testing.assert_allclose(
             discrimination(R * 0 + rng.normal(0, 2, R.shape[1]), R, none, rng).mean(0), chance
         )
-    tied = np.array([discrimination(R * 0, R * 0 + 1, seen.own, rng).mean(0) for _ in range(400)])
+    tied = np.array(
+        [discrimination(R * 0, R * 0 + 1, seen.target_positions, rng).mean(0) for _ in range(400)]
+    )
     assert (np.abs(tied.mean(0) - chance) < 3 * tied.std(0) / 20).all()
     half = R.copy()
     half[1::2] = half[::2]  # rows tied in pairs: the right one is found, its twin as often
@@ -346,13 +334,13 @@ def test_pairs_leave_all_their_targets_out():
         ["A", "B", "A+B", "A+unmeasured"],
         list("ABCDEFGH"),
     )
-    assert Observed.table(e).own.tolist() == [[0, -1], [1, -1], [0, 1], [0, -1]]
+    assert Observed.table(e).target_positions.tolist() == [[0, -1], [1, -1], [0, 1], [0, -1]]
     seen = e.copy()
     rng = np.random.default_rng(0)
     seen.loc["A+B", ["A", "B"]] -= 100
     seen.loc["A+unmeasured", "A"] -= 100
     assert scores(e, seen)["discrimination"] == scores(e, seen)["discrimination_both"] == 1
-    one = Observed.table(e).own.copy()
+    one = Observed.table(e).target_positions.copy()
     one[2, 1] = -1
     for left_out, pds in (
         (np.full((4, 2), -1), [1, 1, 0.25, 0.5]),
@@ -364,7 +352,6 @@ def test_pairs_leave_all_their_targets_out():
 
 
 # ---- one mechanism
-# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_weights_are_repeated_rows(seen, truth):
@@ -648,7 +635,6 @@ def test_ties_are_not_broken_by_order():
 
 
 # ---- what was observed
-# -------------------------------------------------------------------------------------------------------------
 
 
 def test_controls_of_the_same_batches():
@@ -770,7 +756,6 @@ def test_published_numbers_are_those_recorded():
 
 
 # ---- baselines
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_sums_and_unknown_parts():

@@ -1,4 +1,7 @@
-"""What a whole evaluation does with names that clash, lists that match nothing, targets that nobody measured, and a single held-out perturbation."""
+"""What a whole evaluation does with names that clash, lists that match nothing.
+
+Targets that nobody measured, and a single held-out perturbation.
+"""
 
 import json
 import warnings
@@ -10,7 +13,7 @@ import pytest
 import gpovae
 from gpovae.core.errors import GpovaeError
 from gpovae.data.screen import Key
-from gpovae.evaluate.effects import observe
+from gpovae.evaluate.observed import observe
 from gpovae.evaluate.rankings import mean_difference
 from gpovae.evaluate.scores import evaluate
 

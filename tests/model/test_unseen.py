@@ -234,7 +234,7 @@ def test_spread_is_honest(model, held, observed):
     """Nominal 95 % intervals contain the observed effects of held-out perturbations about that
     often.
     """
-    from gpovae.evaluate.baselines import noise_variance
+    from gpovae.evaluate.effects import noise_variance
 
     p = quiet(model, held)
     noise = noise_variance(model.adata, "test")

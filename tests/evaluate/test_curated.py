@@ -1,6 +1,7 @@
 """Known networks: every format in which people have them, and overlaps whose answer is known.
 
-The excerpts follow the makers' files column by column; the files themselves (TRRUST, CollecTRI, CORUM) are read where they are at hand.
+The excerpts follow the makers' files column by column; the files themselves (TRRUST, CollecTRI,
+CORUM) are read where they are at hand.
 """
 
 import gzip
@@ -16,7 +17,8 @@ from places import CONFORMANCE, DATA, FIXTURES
 from gpovae.core.errors import GpovaeError
 from gpovae.data.register import register
 from gpovae.evaluate.curated import read_network, screen_names
-from gpovae.evaluate.enrichment import found_edges, overlap, overlap_curve, rewirings
+from gpovae.evaluate.enrichment import found_edges, overlap, overlap_curve
+from gpovae.evaluate.rewiring import rewirings
 
 NETWORKS = DATA / "networks"
 real = pytest.mark.skipif(
@@ -52,51 +54,86 @@ def all_perturbed(names):
 
 
 # ---- formats
-# -----------------------------------------------------------------------------------------------------------------------
 
-TRRUST = "AATF\tBAX\tRepression\t22909821\nAATF\tCDKN1A\tUnknown\t17157788\nAATF\tKLK3\tUnknown\t23146908\nAATF\tMYC\tActivation\t20549547;1\n"
+TRRUST = (
+    "AATF\tBAX\tRepression\t22909821\n"
+    "AATF\tCDKN1A\tUnknown\t17157788\n"
+    "AATF\tKLK3\tUnknown\t23146908\n"
+    "AATF\tMYC\tActivation\t20549547;1\n"
+)
 COLLECTRI = '"source","target","weight"\n"MYC","TERT",1\n"SPI1","BGLAP",1\n"SMAD3","JUN",-1\n'
 OMNIPATH = (
-    "source\ttarget\tsource_genesymbol\ttarget_genesymbol\tis_directed\tis_stimulation\tis_inhibition\tconsensus_direction\tconsensus_stimulation\tconsensus_inhibition\tsources\tncbi_tax_id_source\n"
-    "P01106\tO14746\tMYC\tTERT\t1\t1\t0\t1\t1\t0\tCollecTRI\t9606\nCOMPLEX:P15407_P17275\tP05412\tFOSL1_JUNB\tJUN\tTrue\tFalse\tTrue\t1\t0\t1\tCollecTRI\t9606\nP17947\tP02818\tSPI1\tBGLAP\t1\t1\t1\t1\t1\t1\tX;Y\t9606\nQ1\tQ2\tMyc\tTert\t1\t1\t0\t1\t1\t0\tX\t10090\n"
+    "source\ttarget\tsource_genesymbol\ttarget_genesymbol\tis_directed\tis_stimulation\t"
+    "is_inhibition\tconsensus_direction\tconsensus_stimulation\tconsensus_inhibition\t"
+    "sources\tncbi_tax_id_source\n"
+    "P01106\tO14746\tMYC\tTERT\t1\t1\t0\t1\t1\t0\tCollecTRI\t9606\n"
+    "COMPLEX:P15407_P17275\tP05412\tFOSL1_JUNB\tJUN\tTrue\tFalse\tTrue\t1\t0\t1\tCollecTRI\t"
+    "9606\n"
+    "P17947\tP02818\tSPI1\tBGLAP\t1\t1\t1\t1\t1\t1\tX;Y\t9606\n"
+    "Q1\tQ2\tMyc\tTert\t1\t1\t0\t1\t1\t0\tX\t10090\n"
 )
 REGNETWORK = "USF1\t7391\tS100A6\t6277\nUSF1\t7391\tDUSP1\t1843\nhsa-miR-21\t406991\tMYC\t4609\n"
-REGNETWORK_EXPORT = '"regulator_symbol","regulator_id","target_symbol","target_id","database","evidence","confidence"\n"USF1","7391","S100A6","6277","kegg,tred","Experimental","High"\n"MYC","4609","TERT","7015","x","Predicted","Low"\n'
+REGNETWORK_EXPORT = (
+    '"regulator_symbol","regulator_id","target_symbol","target_id","database",'
+    '"evidence","confidence"\n'
+    '"USF1","7391","S100A6","6277","kegg,tred","Experimental","High"\n'
+    '"MYC","4609","TERT","7015","x","Predicted","Low"\n'
+)
 DOROTHEA = "tf,confidence,target,mor\nADNP,D,ATF7IP,1\nMYC,A,TERT,1\nMYC,A,CDKN1A,-1\n"
 CORUM_OLD = (
-    "ComplexID\tComplexName\tOrganism\tSynonyms\tCell line\tsubunits(UniProt IDs)\tComplex"
-    " comment\tsubunits(Gene name)\tsubunits(Gene name syn)\n"
-    '1\tBCL6-HDAC4 complex\tHuman\tNone\tNone\tP41182;P56524\tan "open'
-    " quote\tBCL6;HDAC4\tx\n27\tArp2/3\tHuman\tNone\tNone\tO15143\t\tARPC1B;ACTR3;"
-    " ARPC2;\tx\n30\tArp2/3\tMouse\tNone\tNone\tO1\t\tArpc1b;Actr3\tx\n31\tsilent\tHuman\tNone\tNone\tO1\t\tNone\tx\n"
+    "ComplexID\tComplexName\tOrganism\tSynonyms\tCell line\tsubunits(UniProt IDs)\t"
+    "Complex comment\tsubunits(Gene name)\tsubunits(Gene name syn)\n"
+    '1\tBCL6-HDAC4 complex\tHuman\tNone\tNone\tP41182;P56524\tan "open quote\tBCL6;HDAC4\tx\n'
+    "27\tArp2/3\tHuman\tNone\tNone\tO15143\t\tARPC1B;ACTR3; ARPC2;\tx\n"
+    "30\tArp2/3\tMouse\tNone\tNone\tO1\t\tArpc1b;Actr3\tx\n"
+    "31\tsilent\tHuman\tNone\tNone\tO1\t\tNone\tx\n"
 )
 CORUM_NEW = (
-    "complex_id\tcomplex_name\torganism\tsynonyms\tsubunits_uniprot_id\tsubunits_gene_name\n1\tBCL6-HDAC4"
-    " complex\tHuman\t\tP41182;P56524\tBCL6;HDAC4\n27\tArp2/3\tHuman\t\tO15143;P61158;O15144\tARPC1B;ACTR3;ARPC2\n30\tArp2/3\tMouse\t\tO1;O2\tArpc1b;Actr3\n"
+    "complex_id\tcomplex_name\torganism\tsynonyms\tsubunits_uniprot_id\tsubunits_gene_name\n"
+    "1\tBCL6-HDAC4 complex\tHuman\t\tP41182;P56524\tBCL6;HDAC4\n"
+    "27\tArp2/3\tHuman\t\tO15143;P61158;O15144\tARPC1B;ACTR3;ARPC2\n"
+    "30\tArp2/3\tMouse\t\tO1;O2\tArpc1b;Actr3\n"
 )
 LINKS = (
-    "protein1 protein2 combined_score\n9606.ENSP00000000233 9606.ENSP00000356607"
-    " 173\n9606.ENSP00000356607 9606.ENSP00000000233 173\n9606.ENSP00000000233 9606.ENSP00000427567"
-    " 954\n9606.ENSP00000427567 9606.ENSP00000000233 954\n"
+    "protein1 protein2 combined_score\n"
+    "9606.ENSP00000000233 9606.ENSP00000356607 173\n"
+    "9606.ENSP00000356607 9606.ENSP00000000233 173\n"
+    "9606.ENSP00000000233 9606.ENSP00000427567 954\n"
+    "9606.ENSP00000427567 9606.ENSP00000000233 954\n"
 )
 INFO = (
-    "#string_protein_id\tpreferred_name\tprotein_size\tannotation\n9606.ENSP00000000233\tARF5\t180\tADP-ribosylation"
-    ' factor 5; "involved" in, traffic\n9606.ENSP00000356607\tRALGPS2\t583\tGuanine'
-    " factor\n9606.ENSP00000427567\tFZD6\t706\tFrizzled\n"
+    "#string_protein_id\tpreferred_name\tprotein_size\tannotation\n"
+    '9606.ENSP00000000233\tARF5\t180\tADP-ribosylation factor 5; "involved" in, traffic\n'
+    "9606.ENSP00000356607\tRALGPS2\t583\tGuanine factor\n"
+    "9606.ENSP00000427567\tFZD6\t706\tFrizzled\n"
 )
-ALIASES = "#string_protein_id\talias\tsource\n9606.ENSP00000000233\t2B6H\tEnsembl_PDB\n9606.ENSP00000000233\tWRONG\tUniProt_GN_Name\n9606.ENSP00000000233\tARF5\tEnsembl_HGNC_symbol\n9606.ENSP00000427567\tFZD6\tUniProt_GN_Name\n9606.ENSP00000427567\tO60353\tUniProt_AC\n"
-STRING_EXPORT = "#node1\tnode2\tnode1_string_id\tnode2_string_id\tneighborhood_on_chromosome\tcombined_score\nCDK2\tCCNA2\t9606.ENSP00000266970\t9606.ENSP00000274026\t0\t0.999\nCDK2\tTP53\t9606.ENSP00000266970\t9606.ENSP00000269305\t0\t0.412\n"
+ALIASES = (
+    "#string_protein_id\talias\tsource\n"
+    "9606.ENSP00000000233\t2B6H\tEnsembl_PDB\n"
+    "9606.ENSP00000000233\tWRONG\tUniProt_GN_Name\n"
+    "9606.ENSP00000000233\tARF5\tEnsembl_HGNC_symbol\n"
+    "9606.ENSP00000427567\tFZD6\tUniProt_GN_Name\n"
+    "9606.ENSP00000427567\tO60353\tUniProt_AC\n"
+)
+STRING_EXPORT = (
+    "#node1\tnode2\tnode1_string_id\tnode2_string_id\tneighborhood_on_chromosome\t"
+    "combined_score\n"
+    "CDK2\tCCNA2\t9606.ENSP00000266970\t9606.ENSP00000274026\t0\t0.999\n"
+    "CDK2\tTP53\t9606.ENSP00000266970\t9606.ENSP00000269305\t0\t0.412\n"
+)
 BIOGRID = (
-    "#BioGRID Interaction ID\tEntrez Gene Interactor A\tEntrez Gene Interactor B\tOfficial Symbol"
-    " Interactor A\tOfficial Symbol Interactor B\tExperimental System\tExperimental System"
-    " Type\tOrganism ID Interactor A\tOrganism ID Interactor B\tThroughput\tScore\tOrganism Name"
-    " Interactor A\tOrganism Name Interactor"
-    " B\n103\t6416\t2318\tMAP2K4\tFLNC\tTwo-hybrid\tphysical\t9606\t9606\tLow Throughput\t-\tHomo"
-    " sapiens\tHomo sapiens\n104\t6416\t2318\tMAP2K4\tATF3\tSynthetic Growth Defect"
-    " #1\tgenetic\t9606\t9606\tLow Throughput\t3.5\tHomo sapiens\tHomo"
-    " sapiens\n105\t1\t2\tMAP2K4\tAtf2\tTwo-hybrid\tphysical\t9606\t10090\tLow Throughput\t-\tHomo"
-    " sapiens\tMus musculus\n106\t1\t2\tMyc\tMax\tTwo-hybrid\tphysical\t10090\t10090\tLow"
-    " Throughput\t-\tMus musculus\tMus musculus\n"
+    "#BioGRID Interaction ID\tEntrez Gene Interactor A\tEntrez Gene Interactor B\t"
+    "Official Symbol Interactor A\tOfficial Symbol Interactor B\tExperimental System\t"
+    "Experimental System Type\tOrganism ID Interactor A\tOrganism ID Interactor B\t"
+    "Throughput\tScore\tOrganism Name Interactor A\tOrganism Name Interactor B\n"
+    "103\t6416\t2318\tMAP2K4\tFLNC\tTwo-hybrid\tphysical\t9606\t9606\tLow Throughput\t-\t"
+    "Homo sapiens\tHomo sapiens\n"
+    "104\t6416\t2318\tMAP2K4\tATF3\tSynthetic Growth Defect #1\tgenetic\t9606\t9606\t"
+    "Low Throughput\t3.5\tHomo sapiens\tHomo sapiens\n"
+    "105\t1\t2\tMAP2K4\tAtf2\tTwo-hybrid\tphysical\t9606\t10090\tLow Throughput\t-\t"
+    "Homo sapiens\tMus musculus\n"
+    "106\t1\t2\tMyc\tMax\tTwo-hybrid\tphysical\t10090\t10090\tLow Throughput\t-\tMus musculus\t"
+    "Mus musculus\n"
 )
 CHIPSEQ = ",target,weight,source\n0,CYP2W1,877,KDM5B\n1,COX19,877,KDM5B\n2,KMT2A,358,KDM5B\n"
 
@@ -459,7 +496,6 @@ def test_real_overlap():
 
 
 # ---- overlap: known answers
-# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,11 @@
-"""Scores of networks: SciPy pair by pair, figures of the published implementation, and known answers, metric by metric.
+"""Scores of networks.
 
-tests/data/metrics_published.npz (stat.*) holds random log expression and what the published implementation computes from it (its code: CC BY-NC 4.0;
-only its inputs and outputs are kept here, no code): every statistic of every pair, and every network that its evaluation looked at.
+SciPy pair by pair, figures of the published implementation, and known answers, metric by
+metric.
+
+tests/data/metrics_published.npz (stat.*) holds random log expression and what the published
+implementation computes from it (its code: CC BY-NC 4.0; only its inputs and outputs are kept
+here, no code): every statistic of every pair, and every network that its evaluation looked at.
 """
 
 import json
@@ -14,35 +18,24 @@ import pytest
 import scipy.sparse as sp
 from places import FIXTURES
 from scipy.stats import mannwhitneyu, norm, rankdata, wasserstein_distance
-from sklearn.metrics import average_precision_score
 from tiny import screen
 
 from gpovae.core.errors import GpovaeError
 from gpovae.data.expression import log_normalised
 from gpovae.data.labels import CONTROL
-from gpovae.data.prepare import prepare
 from gpovae.data.register import register
 from gpovae.data.screen import Key, Screen
-from gpovae.data.simulate import simulated
-from gpovae.evaluate import networks as causal
-from gpovae.evaluate.networks import (
-    compare,
-    compare_networks,
-    connected,
-    network_scores,
-    pair_statistics,
-)
+from gpovae.evaluate.networks import compare_networks, connected, network_scores
+from gpovae.evaluate.pairs import compare_samples, pair_statistics
 from gpovae.evaluate.rankings import (
     boosted_edges,
     control_correlation,
     invert_effects,
     mean_difference,
     networks,
-    random_edges,
     ranked,
-    z_score,
 )
-from gpovae.evaluate.truth import calibration, compare_truth, true_effects, truth_scores
+from gpovae.evaluate.truth import calibration, truth_scores
 
 DATA = FIXTURES
 
@@ -60,7 +53,6 @@ def scipy_pair(u, v):
 
 
 # ---- pair by pair
-# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -82,7 +74,7 @@ def test_compare_equals_scipy(seed):
     ]
     for kind in kinds:
         U, V = (np.asarray(kind(k), float) for k in (n, m))
-        d, p = compare(U, V)
+        d, p = compare_samples(U, V)
         expected = np.array([scipy_pair(u, v) for u, v in zip(U.T, V.T)])
         np.testing.assert_allclose(d, expected[:, 0], atol=1e-12, rtol=1e-12)
         np.testing.assert_allclose(p, expected[:, 1], rtol=1e-9)
@@ -94,27 +86,35 @@ def test_compare_few_cells(n, m):
     U = rng.poisson(1, (n, 30)).astype(float)
     V = rng.poisson(1, (m, 30)).astype(float)
     expected = np.array([scipy_pair(u, v) for u, v in zip(U.T, V.T)])
-    np.testing.assert_allclose(np.column_stack(compare(U, V)), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        np.column_stack(compare_samples(U, V)), expected, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_compare_known_answers():
     rng = np.random.default_rng(0)
     U = rng.gamma(2, 1, (200, 5))
     V = rng.gamma(2, 1.5, (90, 5))
-    d, p = compare(U, V)
-    assert (compare(U, U)[0] == 0).all() and (compare(U, U)[1] == 1).all()  # the same cells twice
-    np.testing.assert_allclose(compare(V, U), (d, p), rtol=1e-9)  # neither sample comes first
-    # the distance has units, the test has none
-    np.testing.assert_allclose(compare(3 * U, 3 * V), (3 * d, p), rtol=1e-9)
-    np.testing.assert_allclose(compare(U + 2, V + 2), (d, p), rtol=1e-9)
-    np.testing.assert_allclose(compare(np.exp(U), np.exp(V))[1], p, rtol=1e-9)  # ranks alone
+    d, p = compare_samples(U, V)
+    assert (compare_samples(U, U)[0] == 0).all() and (
+        compare_samples(U, U)[1] == 1
+    ).all()  # the same cells twice
     np.testing.assert_allclose(
-        compare(np.full((9, 2), 3.0), np.full((4, 2), [3.0, 5.0]))[0], [0, 2], atol=1e-12
+        compare_samples(V, U), (d, p), rtol=1e-9
+    )  # neither sample comes first
+    # the distance has units, the test has none
+    np.testing.assert_allclose(compare_samples(3 * U, 3 * V), (3 * d, p), rtol=1e-9)
+    np.testing.assert_allclose(compare_samples(U + 2, V + 2), (d, p), rtol=1e-9)
+    np.testing.assert_allclose(
+        compare_samples(np.exp(U), np.exp(V))[1], p, rtol=1e-9
+    )  # ranks alone
+    np.testing.assert_allclose(
+        compare_samples(np.full((9, 2), 3.0), np.full((4, 2), [3.0, 5.0]))[0], [0, 2], atol=1e-12
     )
-    assert compare(np.zeros((9, 1)), np.zeros((4, 1)))[1] == 1  # a silent gene
+    assert compare_samples(np.zeros((9, 1)), np.zeros((4, 1)))[1] == 1  # a silent gene
     far = np.zeros(400)
     none = np.ones(90)
-    assert compare(far[:, None], none[:, None])[1][0] / mannwhitneyu(
+    assert compare_samples(far[:, None], none[:, None])[1][0] / mannwhitneyu(
         far, none, method="asymptotic"
     ).pvalue == pytest.approx(1, rel=1e-6)  # 1e-107
 
@@ -150,9 +150,9 @@ def mixed(request):
 def test_pair_statistics_equal_scipy(mixed, genes_at_a_time, monkeypatch):
     "Every pair of a screen, in shuffled order, some twice, whatever the layout and the blocks."
     if genes_at_a_time:
-        monkeypatch.setattr(causal, "BLOCK", 500)
+        monkeypatch.setattr("gpovae.evaluate.pairs.BLOCK", 500)
     s = Screen(mixed)
-    rows = {l: s.rows("test", l, fail=False) for l in (CONTROL, "g0", "g1", "g2")}
+    rows = {label: s.rows("test", label, fail=False) for label in (CONTROL, "g0", "g1", "g2")}
     pairs = pd.DataFrame(
         [(p, g) for p in ("g0", "g1", "g2") for g in s.genes], columns=["source", "target"]
     )
@@ -162,8 +162,8 @@ def test_pair_statistics_equal_scipy(mixed, genes_at_a_time, monkeypatch):
     expected = [
         scipy_pair(
             *(
-                log_normalised(s, rows[l], [s.genes.get_loc(t)])[:, 0].astype(float)
-                for l in (CONTROL, p)
+                log_normalised(s, rows[label], [s.genes.get_loc(t)])[:, 0].astype(float)
+                for label in (CONTROL, p)
             )
         )
         for p, t in pairs.to_numpy()
@@ -216,7 +216,6 @@ def test_hundred_thousand_pairs():
 
 
 # ---- batches
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def batched(seed, knockdowns=10, genes=30, cells=100, controls=300, levels=0.3):
@@ -272,7 +271,7 @@ def by_hand(Y, labels, batch, source, j):
     ]
     mine = (labels == source) & np.isin(batch, shared)
     for b in shared:
-        x, y = (Y[(labels == l) & (batch == b), j] for l in (CONTROL, source))
+        x, y = (Y[(labels == label) & (batch == b), j] for label in (CONTROL, source))
         n = len(x)
         m = len(y)
         N = n + m
@@ -345,7 +344,6 @@ def test_within_batches_finds_what_moves():
 
 
 # ---- the published figures
-# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +404,7 @@ def test_every_published_pair(published):
         s.wasserstein.to_numpy().reshape(5, 7), z["stat.wasserstein"], rtol=1e-5
     )
     for i, gene in enumerate(published["genes"][:5]):
-        d, p = compare(X[label == "non-targeting"], X[label == gene])
+        d, p = compare_samples(X[label == "non-targeting"], X[label == gene])
         np.testing.assert_allclose(
             p,
             [
@@ -522,7 +520,6 @@ def test_published_false_omission_rate_and_ours(published):
 
 
 # ---- known answers on test cells
-# ---------------------------------------------------------------------------------------------------
 
 NAMES = [f"{c}{i}" for c in "AB" for i in range(1, 5)]
 
@@ -643,7 +640,7 @@ def test_shuffled_labels_destroy_every_score(camps):
 
 
 def test_omissions_are_drawn_with_a_seed(camps, monkeypatch):
-    monkeypatch.setattr(causal, "N_OMITTED", 12)
+    monkeypatch.setattr("gpovae.evaluate.networks.N_OMITTED", 12)
     one = network(TRUE[:1])
     rates = {s: network_scores(camps, one, seed=s)["false_omission_rate"] for s in range(6)}
     assert (
@@ -737,7 +734,6 @@ def test_strongest_first_ranks_best(camps):
 
 
 # ---- which of two
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_compare_networks(camps):
@@ -808,362 +804,7 @@ def test_intervals_of_equal_networks_hold_zero():
     assert all(np.mean(h) > 0.87 for h in held.values()), {S: np.mean(h) for S, h in held.items()}
 
 
-def test_compare_truth(known):
-    rng = np.random.default_rng(0)
-    true = known["direct"] != 0
-    good = every_pair(known, rng.random((40, 40)) + 0.6 * true)
-    poor = every_pair(known, rng.random((40, 40)))
-    tied = every_pair(known, rng.integers(1, 4, (40, 40)) + 1.0 * true)
-    c = compare_truth(
-        {
-            "good": good,
-            "poor": poor,
-            "good again": good.iloc[::-1],
-            "tied": tied,
-            "short": good.head(30),
-            "empty": good.head(0),
-        },
-        known,
-    )
-    auprc = {
-        k: truth_scores(e, known)["auprc"]
-        for k, e in dict(
-            good=good, poor=poor, tied=tied, short=good.head(30), empty=good.head(0)
-        ).items()
-    }
-    for k in ("poor", "tied", "short", "empty"):
-        assert c.difference[k] == pytest.approx(auprc["good"] - auprc[k], abs=1e-9)
-    assert c["from"]["poor"] > 0 and c.loc["good again"].tolist() == [0, 0, 0]
-    total = compare_truth({"a": good, "b": poor}, known, "total")
-    assert total.difference["b"] == pytest.approx(
-        truth_scores(good, known, "total")["auprc"] - truth_scores(poor, known, "total")["auprc"],
-        abs=1e-9,
-    )
-    luck = [
-        compare_truth(
-            {
-                "a": every_pair(known, rng.random((40, 40))),
-                "b": every_pair(known, rng.random((40, 40))),
-            },
-            known,
-            n=100,
-        ).loc["b"]
-        for _ in range(40)
-    ]
-    assert np.mean([i["from"] <= 0 <= i["to"] for i in luck]) > 0.85
-
-
-def test_compare_truth_draws_regulators():
-    "A draw in which regulator 0 counts twice is scikit-learn's AUPRC with the weights."
-    from gpovae.evaluate.truth import _precision
-
-    rng = np.random.default_rng(0)
-    row = np.repeat(np.arange(9), 20)
-    score = rng.integers(0, 12, 180)
-    y = rng.random(180) < 0.2
-    draws = rng.multinomial(9, np.full(9, 1 / 9), 30)
-    np.testing.assert_allclose(
-        _precision(score, y, row, draws),
-        [average_precision_score(y, score, sample_weight=w[row]) for w in draws],
-    )
-
-
-def test_same_universe(known):
-    "Regulators that were held out take no part where `sources` says so."
-    names = list(known["genes"][:30])
-    seen = oracle(known).query("source in @names")
-    assert (
-        truth_scores(seen, known)["auprc"]
-        < 0.9
-        < truth_scores(seen, known, sources=names)["auprc"]
-        == pytest.approx(1)
-    )
-    assert (
-        calibration(seen, known, sources=names)["brier_skill"]
-        == 1
-        > calibration(seen, known)["brier_skill"]
-    )
-    assert (
-        truth_scores(seen, known, sources=names)["true_edges"] == len(seen)
-        and true_effects(known, sources=names[::-1]).index.tolist() == names
-    )
-    whole = compare_truth({"truth": oracle(known), "seen": seen}, known)
-    same = compare_truth({"truth": oracle(known), "seen": seen}, known, sources=names)
-    assert whole.difference["seen"] > 0.1 and same.difference["seen"] == pytest.approx(0)
-    for f in (truth_scores, calibration):
-        with pytest.raises(GpovaeError, match="None of the sources is among"):
-            f(seen, known, sources=["nobody"])
-
-
-# ---- known answers against the truth
-# -----------------------------------------------------------------------------------------------
-
-
-def oracle(truth, kind="direct"):
-    E = true_effects(truth, kind)
-    return pd.DataFrame(
-        [(a, b, w, 1.0) for a, row in E.iterrows() for b, w in row.items() if w and a != b],
-        columns=["source", "target", "weight", "probability"],
-    )
-
-
-@pytest.fixture(scope="module")
-def known():
-    "Forty genes, all perturbed, random signed edges."
-    rng = np.random.default_rng(5)
-    n = 40
-    W = np.where(rng.random((n, n)) < 0.08, rng.choice([-0.3, 0.2, 0.3], (n, n)), 0)
-    np.fill_diagonal(W, 0)
-    return dict(
-        genes=np.array([f"g{i}" for i in range(n)]),
-        direct=W,
-        total=np.linalg.inv(np.eye(n) - W),
-        knockdown=-np.ones(n),
-    )
-
-
-def every_pair(known, score, sign=None):
-    g = known["genes"]
-    i, j = np.nonzero(~np.eye(len(g), dtype=bool))
-    return pd.DataFrame(
-        dict(
-            source=g[i],
-            target=g[j],
-            weight=score[i, j] * (1 if sign is None else sign[i, j]),
-            probability=np.nan,
-        )
-    )
-
-
-@pytest.mark.parametrize("kind", ["direct", "total"])
-def test_truth_is_perfect_and_its_complement_worst(known, kind):
-    E = true_effects(known, kind).to_numpy()
-    best = truth_scores(oracle(known, kind), known, kind)
-    assert [best[k] for k in ("auprc", "early_precision", "sign_accuracy")] == [1, 1, 1] and best[
-        "found"
-    ] == best["true_edges"]
-    worst = truth_scores(every_pair(known, np.where(E == 0, 2.0, 1.0)), known, kind)
-    # the truth last, in one tie
-    assert (
-        worst["auprc"] == pytest.approx(worst["chance"])
-        and worst["early_precision"] == 0
-        and worst["sign_accuracy"] is None
-    )
-    rng = np.random.default_rng(0)
-    lowest = truth_scores(
-        every_pair(known, np.where(E == 0, 2.0, rng.random(E.shape))), known, kind
-    )["auprc"]
-    assert lowest < best["chance"]  # and below chance where that tie is broken
-
-
-def test_truth_scores_know_ranks_alone(known):
-    rng = np.random.default_rng(1)
-    e = every_pair(
-        known, rng.random((40, 40)) + 0.4 * (known["direct"] != 0), rng.choice([-1, 1], (40, 40))
-    )
-    first = truth_scores(e, known)
-    for change in (lambda w: 7 * w, lambda w: w**3, lambda w: np.sign(w) * np.expm1(np.abs(w))):
-        other = truth_scores(e.assign(weight=change(e.weight)), known)
-        assert {k: other[k] for k in other if k != "curve"} == {
-            k: first[k] for k in first if k != "curve"
-        }
-    assert truth_scores(e.assign(weight=-e.weight), known)["sign_accuracy"] == pytest.approx(
-        1 - first["sign_accuracy"]
-    )
-    as_probability = truth_scores(e.assign(probability=e.weight.abs() / 2), known)
-    assert as_probability["auprc"] == first["auprc"]
-
-
-def test_shuffled_names_destroy_truth_scores(known):
-    e = oracle(known)
-    found = []
-    for seed in range(30):
-        rename = dict(zip(known["genes"], np.random.default_rng(seed).permutation(known["genes"])))
-        found.append(
-            truth_scores(e.assign(source=e.source.map(rename), target=e.target.map(rename)), known)
-        )
-    mean = (
-        pd.DataFrame(found)[["auprc", "early_precision", "chance", "sign_accuracy"]]
-        .astype(float)
-        .mean()
-    )
-    assert (
-        mean.early_precision == pytest.approx(mean.chance, abs=0.02)
-        and mean.auprc == pytest.approx(mean.chance, abs=0.02)
-        and 0.2 < mean.sign_accuracy < 0.8
-    )
-
-
-def test_edges_outside_the_known_network_do_not_count(known):
-    e = oracle(known)
-    more = pd.concat(
-        [
-            network(
-                [("nobody", "g1"), ("g1", "nobody"), ("g1", "g1")], probability=1.0, weight=9.0
-            ),
-            e,
-        ]
-    )
-    a = truth_scores(e, known)
-    b = truth_scores(more, known)
-    assert (a["auprc"], a["early_precision"]) == (b["auprc"], b["early_precision"])
-
-
-def test_truth_scores_ignore_how_ties_are_ordered(small):
-    truth = small.uns[Key.truth]
-    e = mean_difference(small).assign(weight=1.0, probability=0.5)
-    a = truth_scores(e, truth)
-    b = truth_scores(e.iloc[::-1], truth)
-    assert (
-        a["auprc"] == b["auprc"]
-        and a["early_precision"] == b["early_precision"]
-        and a["found"] == b["found"]
-    )
-    # all listed, all tied: the share of true ones among them
-    assert truth_scores(e, truth)["early_precision"] == pytest.approx(4 / len(e))
-
-
-def test_truth_scores_total_effects(small):
-    truth = small.uns[Key.truth]
-    total = truth_scores(mean_difference(small), truth, "total")
-    assert total["true_edges"] == 5  # the four edges and g0 -> g1 -> g6
-    assert (
-        truth_scores(oracle(truth, "total"), truth, "total")["auprc"] == 1
-        and truth_scores(oracle(truth, "total"), truth, "direct")["auprc"] < 1
-    )
-
-
-def test_truth_without_edges(known):
-    with pytest.raises(GpovaeError, match="nothing to find"):
-        truth_scores(oracle(known), known | dict(direct=np.zeros((40, 40))))
-    with pytest.raises(GpovaeError, match="nothing to tell apart"):
-        calibration(oracle(known), known | dict(direct=np.zeros((40, 40))))
-
-
-# ---- calibration
-# -------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def odds():
-    "A known network drawn from known probabilities."
-    rng = np.random.default_rng(0)
-    n = 70
-    p = rng.beta(0.4, 2, (n, n))
-    np.fill_diagonal(p, 0)
-    y = (rng.random((n, n)) < p).astype(float)
-    return p, dict(
-        genes=np.array([f"g{i}" for i in range(n)]),
-        direct=y,
-        total=np.eye(n),
-        knockdown=-np.ones(n),
-    )
-
-
-def says(truth, p):
-    return every_pair(truth, np.ones(p.shape)).assign(probability=p[~np.eye(len(p), dtype=bool)])
-
-
-def test_calibration_of_the_truth_and_its_opposite(odds):
-    p, truth = odds
-    y = truth["direct"]
-    best = calibration(says(truth, y), truth)
-    worst = calibration(says(truth, 1 - y), truth)
-    assert (best["ece"], best["brier_skill"]) == (0, 1)
-    d = y[~np.eye(70, dtype=bool)].mean()
-    assert worst["ece"] == 1 and worst["brier_skill"] == pytest.approx(1 - 1 / (d * (1 - d)))
-    assert (
-        calibration(network([]), truth)["brier_skill"] == pytest.approx(-d / (1 - d))
-        and calibration(network([]), truth)["ece"] is None
-    )
-
-
-def test_a_constant_does_not_pass(odds):
-    p, truth = odds
-    off = ~np.eye(70, dtype=bool)
-    d = truth["direct"][off].mean()
-    at = {
-        c: calibration(says(truth, np.full(p.shape, c)), truth)
-        for c in (d, 0.05, 0.1, 0.3, 0.5, 0.9, 1.0)
-    }
-    assert (
-        all(m["brier_skill"] <= 1e-9 for m in at.values())
-        and at[d]["brier_skill"] == pytest.approx(0, abs=1e-9)
-        and at[d]["ece"] == pytest.approx(0, abs=1e-9)
-    )
-    assert (
-        all(m["ece"] == pytest.approx(abs(c - d)) for c, m in at.items() if c >= 0.1)
-        and at[0.05]["ece"] is None
-    )
-    assert all(len(m["curve"]) == 1 for c, m in at.items() if c >= 0.1)  # one tie, one bin
-
-
-def test_honest_overconfident_timid_shuffled(odds):
-    p, truth = odds
-    logit = np.log(np.clip(p, 1e-9, 1) / (1 - p))
-
-    def bent(f):
-        return 1 / (1 + np.exp(-f * logit))
-
-    honest, over, timid = (calibration(says(truth, bent(f)), truth) for f in (1, 3, 0.4))
-    assert (
-        honest["ece"] < 2 * honest["ece_by_luck"]
-        and over["ece"] > 3 * over["ece_by_luck"]
-        and timid["ece"] > 3 * timid["ece_by_luck"]
-    )
-    assert honest["brier_skill"] > max(over["brier_skill"], timid["brier_skill"])
-    rng = np.random.default_rng(0)
-    shuffled = p.copy()
-    off = ~np.eye(70, dtype=bool)
-    shuffled[off] = rng.permutation(p[off])
-    lost = calibration(says(truth, shuffled), truth)
-    assert lost["brier_skill"] < 0 and lost["ece"] > 3 * lost["ece_by_luck"]
-
-
-def test_reliability_curve(odds):
-    p, truth = odds
-    m = calibration(says(truth, p), truth)
-    c = m["curve"]
-    assert (
-        len(c) == 10
-        and c.pairs.sum() == m["believed"] == (p[~np.eye(70, dtype=bool)] >= 0.1).sum()
-        and c.pairs.max() - c.pairs.min() <= 1
-    )
-    assert (
-        c.probability.is_monotonic_increasing
-        and (c["from"] >= 0.1).all()
-        and (c["to"].iloc[:-1].to_numpy() <= c["from"].iloc[1:].to_numpy()).all()
-    )
-    assert m["ece"] == pytest.approx(
-        np.average(np.abs(c.probability - c.true_share), weights=c.pairs)
-    )
-    # draws matter to luck alone
-    assert calibration(says(truth, p), truth, seed=1)["ece"] == m["ece"]
-    listed = says(truth, p).query("probability >= .1")  # what is not listed has probability 0
-    assert (
-        calibration(listed, truth)["ece"] == m["ece"]
-        and calibration(listed, truth)["brier_skill"] != m["brier_skill"]
-    )
-
-
-def test_calibration_without_probabilities(small):
-    for name, e in networks(small, slow=False).items():
-        m = calibration(e, small.uns[Key.truth])
-        assert (
-            m["ece"] is m["brier_skill"] is m["ece_by_luck"] is m["believed"] is None
-            and len(m["curve"]) == 0
-        ), name
-    one = calibration(network([("g0", "g1")], probability=0.8), small.uns[Key.truth])
-    assert one["ece"] == pytest.approx(0.2) and one["believed"] == 1
-    with pytest.raises(GpovaeError, match="g0 -> g1 has probability -0.2"):
-        calibration(network([("g0", "g1")], probability=-0.2), small.uns[Key.truth])
-    assert calibration(network([("g0", "g1")], probability=0.8), small.uns[Key.truth], "total")[
-        "ece"
-    ] == pytest.approx(0.2)
-
-
 # ---- networks that need no model
-# ---------------------------------------------------------------------------------------------------
 
 
 def test_networks(small):
@@ -1314,40 +955,3 @@ def test_bad_tables_of_edges(small, change, message):
     ):
         with pytest.raises(GpovaeError, match=message):
             f(change(mean_difference(small)))
-
-
-# ---- a simulated screen
-# ------------------------------------------------------------------------------------------------------------
-
-
-def test_rivals_on_a_simulated_screen():
-    """Each metric moves the right way.
-
-    The truth before shifts, shifts before correlations in controls, these beside chance.
-    """
-    a = simulated(2500, 90, 12, seed=3)
-    prepare(a, "gene", "non-targeting", progress=False)
-    truth = a.uns[Key.truth]
-    found = networks(a)
-    auprc = {name: truth_scores(e, truth)["auprc"] for name, e in found.items()} | dict(
-        truth=truth_scores(oracle(truth), truth)["auprc"]
-    )
-    assert auprc["truth"] == 1 > auprc["z-score"] > 2 * auprc["random"] and auprc["z-score"] > max(
-        auprc["correlation in controls"], auprc["gradient boosting"]
-    )
-    size = len(oracle(truth, "total"))
-    total = network_scores(a, oracle(truth, "total"))
-    chance = network_scores(a, random_edges(a).head(size))
-    assert (
-        total["mean_wasserstein"] > 1.3 * chance["mean_wasserstein"]
-        and total["true_positive_share"] > 1.2 * chance["true_positive_share"]
-    )
-    shuffled = a.copy()
-    shuffled.obs[Key.perturbation] = np.random.default_rng(0).permutation(
-        shuffled.obs[Key.perturbation].to_numpy()
-    )
-    assert (
-        network_scores(shuffled, z_score(a).head(40))["true_positive_share"]
-        < 0.2
-        < network_scores(a, z_score(a).head(40))["true_positive_share"]
-    )
