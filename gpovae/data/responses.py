@@ -38,7 +38,7 @@ def strata(is_control: np.ndarray, batch: np.ndarray) -> tuple[np.ndarray, list[
     controls = [np.flatnonzero(is_control & (code == b)) for b in np.flatnonzero(enough)]
     return number[code], controls + [np.flatnonzero(is_control)]
 
-# %% ../../nbs/data/60_responses.ipynb #c2ec0dde
+# %% ../../nbs/data/60_responses.ipynb #ad198355
 class _Groups(NamedTuple):
     "The R groups of perturbed cells, followed by the controls of each stratum."
 
@@ -82,7 +82,7 @@ def _counting_noise(screen, groups):
     poisson = [scale * (1 / library[g]).mean() for g in groups.cells]
     return np.array(half_umi)[:, None], np.array(poisson)[:, None]
 
-# %% ../../nbs/data/60_responses.ipynb #2ac27acd
+# %% ../../nbs/data/60_responses.ipynb #440b1484
 def fold_changes(screen: Screen, rows, columns=None) -> FoldChanges:
     """Log fold change of every perturbation against controls of the same batches.
 
@@ -179,7 +179,7 @@ class Responses:
         "(n,) kappa: log fold change of each node in the cells where it is the target."
         return own_lfc(self.lfc, self.is_target)
 
-# %% ../../nbs/data/60_responses.ipynb #ccd6aade
+# %% ../../nbs/data/60_responses.ipynb #6a69f6cd
 @patch(as_prop=True)
 def measured(self: Responses) -> np.ndarray:
     "(R, n) bool: was a log fold change measured."
@@ -203,7 +203,7 @@ def to_frame(self: Responses, what: str = "lfc") -> pd.DataFrame:
     index = pd.Index(self.perturbations, name="perturbation")
     return pd.DataFrame(getattr(self, what), index=index, columns=self.nodes)
 
-# %% ../../nbs/data/60_responses.ipynb #3be4ae02
+# %% ../../nbs/data/60_responses.ipynb #94ccbe98
 @patch(cls_method=True)
 def from_arrays(
     cls: Responses, lfc: np.ndarray, se: np.ndarray, targets: list[list[int]]
@@ -227,7 +227,7 @@ def from_arrays(
     nodes = pd.Index([str(i) for i in range(n)], name="node")
     return cls(lfc, se, np.zeros(R, np.int64), np.array(labels, dtype=str), nodes)
 
-# %% ../../nbs/data/60_responses.ipynb #bffb4845
+# %% ../../nbs/data/60_responses.ipynb #5102835c
 @patch
 def with_noise(self: Responses, rng: np.random.Generator, scale: float = 1.0) -> Responses:
     """A copy with noise of `scale` standard errors; 1 is a table of half the cells.
@@ -249,7 +249,7 @@ def with_noise(self: Responses, rng: np.random.Generator, scale: float = 1.0) ->
     lfc = self.lfc + np.where(self.is_target, 0, scale * noise)
     return replace(self, lfc=lfc, se=self.se * np.sqrt(1 + scale**2))
 
-# %% ../../nbs/data/60_responses.ipynb #62dc8290
+# %% ../../nbs/data/60_responses.ipynb #d817a18d
 @patch
 def write(self: Responses, adata: ad.AnnData) -> None:
     "Store the table in a prepared screen."
