@@ -51,7 +51,7 @@ class Batch(NamedTuple):
     row: torch.Tensor | None = None  # (B,) int64, position of the cell in the screen
     whole: GlobalBatch | None = None  # None where these are all cells of the step
 
-# %% ../../nbs/data/95_minibatch.ipynb #6c97cb7c
+# %% ../../nbs/data/95_minibatch.ipynb #c11f6669
 def _check_split(screen: Screen, split: str) -> np.ndarray:
     "Positions of the cells of a split, at least one."
     rows = screen.rows(split=split)
@@ -72,14 +72,14 @@ def _check_memory(X) -> None:
             " anndata.read_h5ad(path), or gpovae train --in-memory."
         )
 
-# %% ../../nbs/data/95_minibatch.ipynb #12463608
+# %% ../../nbs/data/95_minibatch.ipynb #8925cbc0
 def _perturbation_numbers(names, labels: list[str], split) -> np.ndarray:
     "(cells,) number of each cell's perturbation, -1 for control."
     number = {p: i for i, p in enumerate(labels)} | {CONTROL: -1}
     if unknown := sorted(set(names) - set(number)):
         raise GpovaeError(
-            f"Perturbation {str(unknown[0])!r} has cells in the {split} split but was never trained."
-            " Hold it out of this split too."
+            f"Perturbation {str(unknown[0])!r} has cells in the {split} split but was never"
+            " trained. Hold it out of this split too."
         )
     return np.array([number[n] for n in names])
 
@@ -240,7 +240,7 @@ class Loader:
         else:
             yield from map(self._part, np.split(np.array(list(self.order)), self.stops))
 
-# %% ../../nbs/data/95_minibatch.ipynb #13fd7474
+# %% ../../nbs/data/95_minibatch.ipynb #0e61efdf
 @patch
 def _from_disk(self: Loader, rng) -> Iterator[Batch]:
     "Batches of an epoch, read window by window (see `gpovae.data.stream`)."
@@ -258,7 +258,7 @@ def _span(self: Loader, n: int) -> tuple[int, int]:
     share, remainder = divmod(n, self.world)
     return tuple(share * r + min(r, remainder) for r in (self.rank, self.rank + 1))
 
-# %% ../../nbs/data/95_minibatch.ipynb #ce03a1bc
+# %% ../../nbs/data/95_minibatch.ipynb #17172929
 @patch
 def _part(self: Loader, i, x=None) -> Batch:
     "This process's part, with counts x, of the batch of the cells at positions i."
