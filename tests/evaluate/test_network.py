@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from places import FIXTURES
 from scipy.stats import mannwhitneyu, norm, rankdata, wasserstein_distance
 from sklearn.metrics import average_precision_score
-from tiny import screen
+from screens import screen
 
 from gpovae.core.errors import GpovaeError
 from gpovae.data.expression import log_normalised
