@@ -21,10 +21,11 @@ import scipy.sparse as sp
 from places import DATA
 
 from gpovae.core.errors import GpovaeError
-from gpovae.data import datasets
-from gpovae.data.datasets import Dataset, File
+from gpovae.data import datasets, download, readers
+from gpovae.data.download import Dataset, File
 from gpovae.data.register import register
-from gpovae.data.simulate import KINETICS, simulated
+from gpovae.data.kinetics import KINETICS
+from gpovae.data.simulate import simulated
 
 SHARED = DATA
 COUNTS = {
@@ -152,20 +153,20 @@ def dataset(server, tmp_path, monkeypatch):
 
 
 def left():
-    return {p.name for p in datasets.data_folder().rglob("*") if p.is_file()}
+    return {p.name for p in download.data_folder().rglob("*") if p.is_file()}
 
 
 def test_fetched_once(dataset, server, capsys, monkeypatch):
-    monkeypatch.setattr(datasets, "Bar", functools.partial(datasets.Bar, delay=0))
-    (path,) = datasets.fetch(dataset("good"))
+    monkeypatch.setattr(download, "Bar", functools.partial(download.Bar, delay=0))
+    (path,) = download.fetch(dataset("good"))
     shown = capsys.readouterr().err
     assert (
         path.read_bytes() == CONTENT
         and left() == {"data.h5ad"}
         and re.search(r"data\.h5ad: .* of .*B, [\d:]+ gone", shown)
     ), shown
-    assert datasets.fetch(dataset("good")) == [path] and len(server.log) == 1
-    datasets.fetch(replace(dataset("good"), folder="again"), progress=False)
+    assert download.fetch(dataset("good")) == [path] and len(server.log) == 1
+    download.fetch(replace(dataset("good"), folder="again"), progress=False)
     assert capsys.readouterr().err == ""
 
 
@@ -179,9 +180,9 @@ def test_a_failed_download_leaves_nothing(dataset, how):
             r" test/"
         ),
     ) as e:
-        datasets.fetch(dataset(how), progress=False)
+        download.fetch(dataset(how), progress=False)
     assert not left() and "run again" not in str(e.value)
-    assert datasets.fetch(dataset("good"), progress=False)[0].read_bytes() == CONTENT
+    assert download.fetch(dataset("good"), progress=False)[0].read_bytes() == CONTENT
 
 
 def test_a_broken_line_is_resumed(dataset, server):
@@ -200,13 +201,13 @@ def test_a_broken_line_is_resumed(dataset, server):
                 r" in .*data.h5ad.part: run again to go on"
             ),
         ):
-            datasets.fetch(dataset("cut"), progress=False)
+            download.fetch(dataset("cut"), progress=False)
         _, asked, sent = server.log[-1]
         assert asked == (f"bytes={kept}-" if i else None) and left() == {"data.h5ad.part"}
-        part = (datasets.data_folder() / "test" / "data.h5ad.part").read_bytes()
+        part = (download.data_folder() / "test" / "data.h5ad.part").read_bytes()
         assert kept < len(part) <= kept + sent and part == CONTENT[: len(part)]
         kept = len(part)
-    (path,) = datasets.fetch(dataset("good"), progress=False)
+    (path,) = download.fetch(dataset("good"), progress=False)
     assert path.read_bytes() == CONTENT and left() == {"data.h5ad"}
     assert server.log[-1][1:] == (f"bytes={kept}-", len(CONTENT) - kept)  # only the rest was sent
 
@@ -220,16 +221,16 @@ def test_an_interrupt_is_resumed(dataset, server, monkeypatch, interruption):
     with monkeypatch.context() as m:
         m.setattr(requests.Response, "iter_content", some)
         with pytest.raises(KeyboardInterrupt if interruption is KeyboardInterrupt else GpovaeError):
-            datasets.fetch(dataset("good"), progress=False)
+            download.fetch(dataset("good"), progress=False)
     assert left() == {"data.h5ad.part"}
-    assert datasets.fetch(dataset("good"), progress=False)[
+    assert download.fetch(dataset("good"), progress=False)[
         0
     ].read_bytes() == CONTENT and left() == {"data.h5ad"}
     assert server.log[-1][1] == f"bytes={2**16}-"
 
 
 def part_of(dataset, content):
-    part = datasets.paths(dataset)[0].with_name("data.h5ad.part")
+    part = download.paths(dataset)[0].with_name("data.h5ad.part")
     part.parent.mkdir(parents=True)
     part.write_bytes(content)
 
@@ -247,7 +248,7 @@ def part_of(dataset, content):
 )
 def test_what_is_left_of_an_earlier_attempt(dataset, server, how, content, requests_made):
     part_of(dataset(how), content)
-    assert datasets.fetch(dataset(how), progress=False)[0].read_bytes() == CONTENT and left() == {
+    assert download.fetch(dataset(how), progress=False)[0].read_bytes() == CONTENT and left() == {
         "data.h5ad"
     }
     assert len(server.log) == requests_made
@@ -258,9 +259,9 @@ def test_what_is_left_of_an_earlier_attempt(dataset, server, how, content, reque
 def test_a_wrong_part_goes_only_when_its_hash_says_so(dataset):
     part_of(dataset("good"), b"another file")
     with pytest.raises(GpovaeError, match="does not match the known hash"):
-        datasets.fetch(dataset("good"), progress=False)
+        download.fetch(dataset("good"), progress=False)
     assert not left()
-    assert datasets.fetch(dataset("good"), progress=False)[0].read_bytes() == CONTENT
+    assert download.fetch(dataset("good"), progress=False)[0].read_bytes() == CONTENT
 
 
 def test_no_network(dataset):
@@ -274,12 +275,12 @@ def test_no_network(dataset):
             rf" put the file .hash sha256:{SHA256}. at .*data.test.data.h5ad, or set GPOVAE_DATA"
         ),
     ):
-        datasets.fetch(offline, progress=False)
+        download.fetch(offline, progress=False)
     assert not left()
 
 
 def test_a_wrong_file_on_disk_is_named_and_kept(dataset, server):
-    (path,) = datasets.paths(dataset("good"))
+    (path,) = download.paths(dataset("good"))
     path.parent.mkdir(parents=True)
     path.write_bytes(b"mine")
     with pytest.raises(
@@ -289,7 +290,7 @@ def test_a_wrong_file_on_disk_is_named_and_kept(dataset, server):
             f" {hashlib.sha256(b'mine').hexdigest()}"
         ),
     ):
-        datasets.fetch(dataset("good"))
+        download.fetch(dataset("good"))
     assert path.read_bytes() == b"mine" and not server.log
 
 
@@ -316,17 +317,17 @@ def figshare(server, **changed):
 
 def test_hash_from_figshare(dataset, server):
     record = figshare(server)
-    (path,) = datasets.fetch(dataset("good", record), progress=False)
+    (path,) = download.fetch(dataset("good", record), progress=False)
     assert path.read_bytes() == CONTENT and left() == {"data.h5ad", "data.h5ad.checked"}
     asked = len(server.log)
     server.pages.clear()  # the record is gone
     assert (
-        datasets.fetch(dataset("good", record), progress=False) == [path]
+        download.fetch(dataset("good", record), progress=False) == [path]
         and len(server.log) == asked
     )
     os.utime(path)
     # touched: hashed again, against the hash that was noted
-    assert datasets.fetch(dataset("good", record)) == [path]
+    assert download.fetch(dataset("good", record)) == [path]
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(
         GpovaeError,
@@ -335,21 +336,21 @@ def test_hash_from_figshare(dataset, server):
             f" {hashlib.md5(CONTENT[:-1]).hexdigest()}"
         ),
     ):
-        datasets.fetch(dataset("good", record))
+        download.fetch(dataset("good", record))
 
 
 def test_figshare_says_otherwise(dataset, server):
     with pytest.raises(GpovaeError, match="does not match the known hash"):
-        datasets.fetch(dataset("good", figshare(server, computed_md5="1" * 32)), progress=False)
+        download.fetch(dataset("good", figshare(server, computed_md5="1" * 32)), progress=False)
     with pytest.raises(GpovaeError, match="articles/20029387 does not list data.h5ad"):
-        datasets.fetch(dataset("good", figshare(server, id=78)), progress=False)
+        download.fetch(dataset("good", figshare(server, id=78)), progress=False)
     with pytest.raises(
         GpovaeError, match="could not be downloaded .*hash published at http.*/500/articles"
     ):
-        datasets.fetch(dataset("good", f"{server.url}/500/articles/1"), progress=False)
+        download.fetch(dataset("good", f"{server.url}/500/articles/1"), progress=False)
     server.pages["v2"] = b"<html>not now</html>"
     with pytest.raises(GpovaeError, match="could not be downloaded .*hash published at"):
-        datasets.fetch(dataset("good", f"{server.url}/v2/articles/20029387"), progress=False)
+        download.fetch(dataset("good", f"{server.url}/v2/articles/20029387"), progress=False)
     assert not left()
 
 
@@ -359,19 +360,19 @@ def test_a_file_put_in_place_by_hand(dataset, server):
     It is used, and said so; with network it is checked once.
     """
     there = dataset("good", "http://127.0.0.1:9/v2/articles/1")
-    (path,) = datasets.paths(there)
+    (path,) = download.paths(there)
     path.parent.mkdir(parents=True)
     path.write_bytes(CONTENT)
     with pytest.warns(UserWarning, match="data.h5ad could not be checked"):
-        assert datasets.fetch(there) == [path]
-    assert datasets.fetch(dataset("good", figshare(server))) == [path] and left() == {
+        assert download.fetch(there) == [path]
+    assert download.fetch(dataset("good", figshare(server))) == [path] and left() == {
         "data.h5ad",
         "data.h5ad.checked",
     }
     path.with_name("data.h5ad.checked").unlink()
     path.write_bytes(b"mine")
     with pytest.raises(GpovaeError, match="not the published file"):
-        datasets.fetch(dataset("good", figshare(server)))
+        download.fetch(dataset("good", figshare(server)))
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -389,15 +390,15 @@ def test_hash_from_zenodo(dataset, server, monkeypatch, legacy):
         lambda doi, **_: f"https://zenodo.org/records/{doi.rsplit('.', 1)[1]}",
     )
     monkeypatch.setattr(pooch.downloaders.ZenodoRepository, "base_api_url", f"{server.url}/records")
-    (path,) = datasets.fetch(dataset("good", "doi:10.5281/zenodo.7041849"), progress=False)
+    (path,) = download.fetch(dataset("good", "doi:10.5281/zenodo.7041849"), progress=False)
     assert path.read_bytes() == CONTENT and server.log[0][0] == "/records/7041849"
     with pytest.raises(GpovaeError, match="zenodo.7041849 does not list other.h5ad"):
-        datasets.published_hash(File("other.h5ad", "", "doi:10.5281/zenodo.7041849"))
+        download.published_hash(File("other.h5ad", "", "doi:10.5281/zenodo.7041849"))
 
 
 def test_default_folder(monkeypatch):
     monkeypatch.delenv("GPOVAE_DATA", raising=False)
-    assert datasets.data_folder() == Path(pooch.os_cache("gpovae"))
+    assert download.data_folder() == Path(pooch.os_cache("gpovae"))
 
 
 @pytest.fixture
@@ -442,10 +443,10 @@ def test_replogle(served, server, name):
         datasets.path(name).name,
         f"{name}_by_cell.h5ad",
     }
-    written = (datasets.data_folder() / "replogle2022" / f"{name}_by_cell.h5ad").stat().st_mtime_ns
+    written = (download.data_folder() / "replogle2022" / f"{name}_by_cell.h5ad").stat().st_mtime_ns
     assert datasets.load(name).shape == raw.shape and len(server.log) == 1
     assert (
-        datasets.data_folder() / "replogle2022" / f"{name}_by_cell.h5ad"
+        download.data_folder() / "replogle2022" / f"{name}_by_cell.h5ad"
     ).stat().st_mtime_ns == written
     assert datasets.prepare_arguments(name) == dict(
         perturbation_key="gene", control="non-targeting", batch_key="gem_group"
@@ -543,7 +544,7 @@ def test_whole_counts(seed, dtype):
     size = c.sum(1) + rng.integers(0, 20_000, len(c))
     v = np.log1p(1e4 * c / size[:, None]).astype(dtype)
     for X in (v, sp.csr_matrix(v), sp.csc_matrix(v)):
-        counts, n = datasets.whole_counts(X)
+        counts, n = readers.whole_counts(X)
         np.testing.assert_array_equal(counts.toarray(), c)
         np.testing.assert_allclose(n, size, rtol=1e-5)
     assert counts.dtype == np.float32 and sp.issparse(counts)
@@ -551,11 +552,11 @@ def test_whole_counts(seed, dtype):
 
 def test_whole_counts_refuses():
     with pytest.raises(GpovaeError, match="cell 1 are not logarithms of whole counts"):
-        datasets.whole_counts(np.log1p([[1, 2, 3], [1, 2, np.e]]))
+        readers.whole_counts(np.log1p([[1, 2, 3], [1, 2, np.e]]))
     with pytest.raises(GpovaeError, match="Cell 1 has no counts at all"):
-        datasets.whole_counts([[1.0, 2], [0, 0]])
+        readers.whole_counts([[1.0, 2], [0, 0]])
     with pytest.raises(GpovaeError, match="cell 0 are not"):
-        datasets.whole_counts(np.log1p([[13, 14, 17.0]]))  # smallest count beyond `most`
+        readers.whole_counts(np.log1p([[13, 14, 17.0]]))  # smallest count beyond `most`
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from places import DATA, FIXTURES
-from tiny import screen
+from screens import screen
 
 from gpovae.core.errors import GpovaeError
 from gpovae.data.labels import CONTROL

@@ -6,7 +6,8 @@ import pytest
 import scipy.sparse as sp
 
 import gpovae
-from gpovae.data.minibatch import Cells, mean_shares, median_profiles
+from gpovae.data.minibatch import Cells
+from gpovae.data.partners import mean_shares, median_profiles
 from gpovae.data.screen import Key, Screen
 
 
