@@ -12,7 +12,7 @@ import torch
 from scipy.stats import norm
 
 from ..core.errors import GpovaeError
-from ..model.vae import Perturbations
+from ..model.vae import ResponseBuffers
 from .grn import GRN
 
 # %% ../../nbs/network/60_edges.ipynb #26d1b3e4
@@ -100,7 +100,7 @@ def _rivals(shifts, p, rows):
 # %% ../../nbs/network/60_edges.ipynb #d73c6462
 def with_evidence(
     edges: pd.DataFrame,
-    perturbations: Perturbations,
+    perturbations: ResponseBuffers,
     labels: list[str],
     nodes: pd.DataFrame,
     grn: GRN | None = None,
@@ -114,7 +114,7 @@ def with_evidence(
     ----------
     edges : DataFrame
         Source, target, .
-    perturbations : Perturbations
+    perturbations : ResponseBuffers
     labels : list[str]
         Perturbations in the model's numbering.
     nodes : DataFrame
