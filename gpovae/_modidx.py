@@ -954,6 +954,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'gpovae.model.presets._Weights': ('model/presets.html#_weights', 'gpovae/model/presets.py'),
                                       'gpovae.model.presets._check': ('model/presets.html#_check', 'gpovae/model/presets.py'),
                                       'gpovae.model.presets._check_range': ('model/presets.html#_check_range', 'gpovae/model/presets.py'),
+                                      'gpovae.model.presets._documented': ('model/presets.html#_documented', 'gpovae/model/presets.py'),
                                       'gpovae.model.presets._longest_path': ('model/presets.html#_longest_path', 'gpovae/model/presets.py'),
                                       'gpovae.model.presets.make_settings': ('model/presets.html#make_settings', 'gpovae/model/presets.py'),
                                       'gpovae.model.presets.translate_settings': ( 'model/presets.html#translate_settings',

@@ -1,4 +1,4 @@
-"""The training step: the plain formulation of chapter 93 against ours, on the CPU or on a GPU, in one run.
+"""The training step: the plain formulation of nbs/studies/30_speed.ipynb against ours, on the CPU or on a GPU, in one run.
 
     python tools/bench.py speed                                     on this machine's CPU; writes benchmarks/speed.json
     python tools/bench_speed.py --device cuda --out speed-gpu.json  alone, with fewer packages, on a machine with a GPU
@@ -31,11 +31,11 @@ SHAPES = dict(small=(512, 5000, 80), large=(512, 8563, 620), many=(4096, 8563, 6
 
 
 def chapter():
-    """What the cells marked `#| plain` of chapter 93 define.
+    """What the cells marked `#| plain` of nbs/studies/30_speed.ipynb define.
 
     The plain formulation, and a batch to try it on.
     """
-    cells = json.loads((ROOT / "nbs/93_speed.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((ROOT / "nbs/studies/30_speed.ipynb").read_text(encoding="utf-8"))["cells"]
     names = dict(np=np, pd=pd)
     for c in cells:
         if "".join(c["source"]).startswith("#| plain"):

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 # %% ../../nbs/model/20_averages.ipynb #5c26d369
-def _lagrange(at: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    "Weights (..., K) that turn values at x (K,) into their polynomial's value at `at` (...,)."
-    d = at[..., None] - x
+def _lagrange(point: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    "Weights (..., K) that turn values at x (K,) into their polynomial's value at `point`."
+    d = point[..., None] - x
 
     def weight(i):
         others = torch.cat([d[..., :i], d[..., i + 1 :]], -1)

@@ -20,7 +20,7 @@ def gaussian_kl(q: Gaussian, p: Gaussian) -> torch.Tensor:
     # equation model.divergences.1
     return (p.std / q.std).log() + (q.std**2 + (q.mean - p.mean) ** 2) / (2 * p.std**2) - 0.5
 
-
+# %% ../../nbs/model/55_divergences.ipynb #724d8436
 def bernoulli_kl(logit: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
     "KL(Bernoulli(sigmoid(logit)) || Bernoulli(prior)), elementwise."
     p = torch.sigmoid(logit)
@@ -34,20 +34,20 @@ def log_normal(z: torch.Tensor, g: Gaussian) -> torch.Tensor:
     "Log density of z under a Gaussian, elementwise."
     return -0.5 * ((z - g.mean) / g.std) ** 2 - g.std.log() - 0.5 * math.log(2 * math.pi)
 
-
+# %% ../../nbs/model/55_divergences.ipynb #6df4f50c
 def log_bernoulli(m: torch.Tensor, logit: torch.Tensor) -> torch.Tensor:
     "Log probability of m, 0 or 1, under Bernoulli(sigmoid(logit)), elementwise."
     return m * logit + F.logsigmoid(-logit)
 
-
+# %% ../../nbs/model/55_divergences.ipynb #7b5b724d
 def kl_divergence(q: Gaussian, p: Gaussian, z: torch.Tensor, sampled: bool) -> torch.Tensor:
     "KL(q || p), elementwise: in closed form, or estimated by the draw z from q."
     return log_normal(z, q) - log_normal(z, p) if sampled else gaussian_kl(q, p)
 
-
-def unit_normal(like: torch.Tensor) -> Gaussian:
+# %% ../../nbs/model/55_divergences.ipynb #213ff0e1
+def unit_normal(tensor: torch.Tensor) -> Gaussian:
     "N(0, 1) in the dtype and on the device of a tensor."
-    return Gaussian(like.new_zeros(()), like.new_ones(()))
+    return Gaussian(tensor.new_zeros(()), tensor.new_ones(()))
 
 # %% ../../nbs/model/55_divergences.ipynb #34b22227
 def published_divergence(q: Gaussian, p: Gaussian) -> torch.Tensor:

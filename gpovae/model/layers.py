@@ -50,7 +50,7 @@ class ResidualMLP(nn.Module):
         "(..., width) from tensors or `PerRow` whose leading dimensions broadcast."
         first = self.layers[0]
         h = first.bias
-        weights = first.weight.split([part.shape[-1] for part in parts], 1)
+        weights = first.weight.split([x.shape[-1] for x in parts], 1)
         for x, weight in zip(parts, weights, strict=True):
             shared = isinstance(x, PerRow)
             h = h + (x.through(weight) if shared else F.linear(x, weight))

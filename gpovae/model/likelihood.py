@@ -48,7 +48,7 @@ def stirling_error(z: torch.Tensor) -> torch.Tensor:
     exact = torch.lgamma(s) - (s - 0.5) * s.log() + s - 0.5 * math.log(2 * math.pi)
     return torch.where(is_small, exact, (1 / 12 - 1 / (360 * b**2)) / b)
 
-
+# %% ../../nbs/model/10_likelihood.ipynb #3768153f
 def perfect(x: torch.Tensor, log_theta: torch.Tensor) -> torch.Tensor:
     "(N,) log likelihood of counts x > 0 (N,) if their mean were right."
     theta = log_theta.exp()
@@ -78,21 +78,21 @@ def count_constant(
 ) -> torch.Tensor:
     "Log likelihood of cells (cells,) if every mean were right, or their weighted sum."
     if log_theta.ndim > 1:
-        cell, _, rest = _one_by_one(x, log_theta, x != 0)
-        return x.new_zeros(len(x)).index_add(0, cell, rest)
+        cell, _, single = _one_by_one(x, log_theta, x != 0)
+        return x.new_zeros(len(x)).index_add(0, cell, single)
     is_few = (x <= FEW) & (x == x.round())
     if x.is_cuda and weight is not None:
         return _without_waiting(x, log_theta, weight, ~is_few)
 
-    cell, gene, rest = _one_by_one(x, log_theta, ~is_few)
+    cell, gene, single = _one_by_one(x, log_theta, ~is_few)
     table = perfect_table(log_theta).flatten()
     columns = torch.arange(x.shape[1], device=x.device)
     entry = torch.where(is_few, x, 0).long().mul_(x.shape[1]).add_(columns)
     if weight is None:
-        return table[entry].sum(1).index_add(0, cell, rest)
+        return table[entry].sum(1).index_add(0, cell, single)
     weights = weight[:, None].expand_as(x).flatten()
     histogram = torch.bincount(entry.flatten(), weights, len(table))
-    return (histogram * table).sum() + (rest * weight[cell]).sum()
+    return (histogram * table).sum() + (single * weight[cell]).sum()
 
 # %% ../../nbs/model/10_likelihood.ipynb #0be38766
 def _one_by_one(x, log_theta, chosen):
@@ -100,7 +100,7 @@ def _one_by_one(x, log_theta, chosen):
     cell, gene = chosen.nonzero(as_tuple=True)
     return cell, gene, perfect(x[cell, gene], log_theta.expand_as(x)[cell, gene])
 
-
+# %% ../../nbs/model/10_likelihood.ipynb #7f112cd4
 def _without_waiting(x, log_theta, weight, is_large):
     "The weighted sum for a GPU: no shape depends on how many counts are large."
     histogram = torch.stack([(weight[:, None] * (x == v)).sum(0) for v in range(FEW + 1)])
@@ -192,7 +192,7 @@ def expected_log2(
     theta : Tensor
         (genes,) inverse dispersion.
     scale : Tensor
-        s, that is 1e4 / l; broadcasts to mu.
+        Scale s = 1e4 / l; broadcasts to mu.
     step : float, default 0.75
         Of the trapezoid rule in log t.
 

@@ -130,18 +130,18 @@ def draw(
 class Posterior(NamedTuple):
     """What one pass knows of its cells: S particles, U perturbed nodes, B cells.
 
-    Attributes
+    Parameters
     ----------
     nodes : Tensor
-        (U,) nodes perturbed in the batch, sorted.
+        Nodes perturbed in the batch (U,), sorted.
     effects : Effects
-        (S, U, n) their mask M and embedding E, with its Gaussian.
+        Their mask M and embedding E, with its Gaussian, (S, U, n).
     artifact, q_artifact : Tensor, Gaussian
-        (S, 1, L) draw of E_a, and (1, L) what it is from.
+        Draw of E_a (S, 1, L), and what it is from (1, L).
     q_basal, q_flipped : Gaussian
-        (S, B, L) q(z_b | x) under the cell's own quality label, and under the other.
+        Of z_b under the cell's own quality label, and under the other, (S, B, L).
     z_basal, z_perturbation, z_artifact : Tensor, PerRow, Tensor
-        (S, B, L), (S, B, n), (S, B, L) what is decoded.
+        What is decoded, (S, B, L), (S, B, n), (S, B, L).
     """
 
     nodes: torch.Tensor
@@ -270,14 +270,14 @@ class Plates(NamedTuple):
 
 def share_plates(vae: VAE, batch: Batch, nodes: torch.Tensor, sizes=None) -> Plates:
     "`sizes`: cells that carry each node (n,), and failing cells; None: of training."
-    known = vae.perturbations
+    responses = vae.perturbations
     whole = all_cells(batch)
-    node_cells, n_fail = sizes or (known.node_cells, known.n_fail)
+    node_cells, n_fail = sizes or (responses.node_cells, responses.n_fail)
 
-    everything = torch.arange(known.n, device=whole.label.device)
-    carried = known.find(everything, whole.label).flatten()
-    one = node_cells.new_ones(()).expand(len(carried))
-    carried = node_cells.new_zeros(known.n + 1).index_add(0, carried, one)
+    everything = torch.arange(responses.n, device=whole.label.device)
+    carried = responses.find(everything, whole.label).flatten()
+    unit = node_cells.new_ones(()).expand(len(carried))
+    carried = node_cells.new_zeros(responses.n + 1).index_add(0, carried, unit)
 
     n_cells = len(whole.label)
     node = (carried[nodes] / node_cells[nodes].clamp_min(1)) / n_cells
@@ -363,18 +363,18 @@ def alignment_error(
 
 def _table_error(vae: VAE, batch: Batch, nodes: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     "Per cell, such that every perturbation counts once per epoch."
-    known = vae.perturbations
+    table = vae.perturbations
     label = all_cells(batch).label
-    slots = len(known.cells) + 1  # control, -1, comes last
-    one = known.cells.new_ones(()).expand(len(label))
-    count = known.cells.new_zeros(slots).index_add(0, label % slots, one)[:-1]
+    slots = len(table.cells) + 1  # control, -1, comes last
+    unit = table.cells.new_ones(()).expand(len(label))
+    count = table.cells.new_zeros(slots).index_add(0, label % slots, unit)[:-1]
 
     # on a GPU nothing may depend on which perturbations are in the batch
     every = torch.arange(len(count), device=count.device)
     row = every if count.is_cuda else count.nonzero().flatten()
-    share = count[row] / known.cells[row].clamp_min(1)
-    predicted = known.gather(rows, nodes, row)
-    error = table_alignment(predicted, known.mean[row], known.se[row])
+    share = count[row] / table.cells[row].clamp_min(1)
+    predicted = table.gather(rows, nodes, row)
+    error = table_alignment(predicted, table.mean[row], table.se[row])
     return (error * share).sum() / len(label)
 
 # %% ../../nbs/model/60_objective.ipynb #94d5cda3

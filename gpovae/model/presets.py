@@ -8,6 +8,7 @@ __all__ = ['PRESETS', 'Settings', 'make_settings']
 
 # %% ../../nbs/model/50_presets.ipynb #47b549d3
 from dataclasses import dataclass, fields, replace
+from inspect import cleandoc, formatannotation
 from typing import Literal
 
 import numpy as np
@@ -71,6 +72,17 @@ class _Weights(_Switches):
     max_path_length: int = option(6, "Edges of the longest path that counts.")
 
 # %% ../../nbs/model/50_presets.ipynb #b9caeefa
+def _documented(options: type) -> type:
+    "Its docstring with a paragraph for each field, from the help of `option`."
+    lines = ["", "", "Parameters", "----------"]
+    for f in fields(options):
+        lines += [f"{f.name} : {formatannotation(f.type)}, default {f.default!r}"]
+        lines += [f"    {f.metadata['help']}"]
+    options.__doc__ = cleandoc(options.__doc__) + "\n".join(lines)
+    return options
+
+# %% ../../nbs/model/50_presets.ipynb #69e3a407
+@_documented
 @dataclass(frozen=True)
 class Settings(_Weights):
     """Everything that decides a training run, apart from the data and the seed.
@@ -92,7 +104,7 @@ class Settings(_Weights):
     patience: int = option(30, "Epochs without improvement before training ends.")
 
     def architecture(self) -> dict:
-        "Keyword arguments of `gpovae.model.vae.VAE`."
+        "The keyword arguments of `gpovae.model.vae.VAE`."
         sizes = {name: getattr(self, name) for name in ("latent", "basal", "embedding", "decoder")}
         network_prior = self.latent_effect == "network"
         return sizes | dict(network_prior=network_prior, target_dispersion=self.target_dispersion)
@@ -138,13 +150,13 @@ RENAMED = dict(
 _TARGETS = dict(table="responses", cell="cells")
 
 
-def translate_settings(old: dict) -> dict:
+def translate_settings(stored: dict) -> dict:
     "Names and values of 0.1.0 as today's; what is of today already stays as it is."
-    today = {RENAMED.get(name, name): value for name, value in old.items()}
-    if "hops" in old:
-        today["max_path_length"] = _longest_path(old["hops"])
-    if "shift" in old:
-        today["alignment_target"] = _TARGETS.get(old["shift"], old["shift"])
+    today = {RENAMED.get(name, name): value for name, value in stored.items()}
+    if "hops" in stored:
+        today["max_path_length"] = _longest_path(stored["hops"])
+    if "shift" in stored:
+        today["alignment_target"] = _TARGETS.get(stored["shift"], stored["shift"])
     return today
 
 # %% ../../nbs/model/50_presets.ipynb #3fb70b23

@@ -65,7 +65,7 @@ def _padded(targets: list[list[int]], n: int) -> np.ndarray:
         table[row, : len(nodes)] = nodes
     return table
 
-
+# %% ../../nbs/model/37_response_buffers.ipynb #354dcf8f
 @patch(cls_method=True)
 def empty(cls: ResponseBuffers, targets: list[list[int]], n: int) -> ResponseBuffers:
     "Buffers of the right shapes, for a saved model: nodes that each row targets, of n."
@@ -84,7 +84,7 @@ def nodes_of(self: ResponseBuffers, label: torch.Tensor) -> torch.Tensor:
     targets = self.targets[label[label >= 0].unique()].unique()
     return targets[targets < self.n]
 
-
+# %% ../../nbs/model/37_response_buffers.ipynb #5a171ddc
 @patch
 def find(self: ResponseBuffers, nodes: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     "(B, k) where the targets of each label are among sorted `nodes` (U,); U for none."
@@ -94,7 +94,7 @@ def find(self: ResponseBuffers, nodes: torch.Tensor, label: torch.Tensor) -> tor
     nothing = index.new_full((1, index.shape[1]), len(nodes))
     return torch.cat([index, nothing])[label]
 
-
+# %% ../../nbs/model/37_response_buffers.ipynb #0f39497d
 @patch
 def gather(
     self: ResponseBuffers, rows: torch.Tensor, nodes: torch.Tensor, label: torch.Tensor
