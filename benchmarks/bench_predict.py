@@ -13,12 +13,14 @@ import resource
 import time
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import distributions as D
 
 import gpovae
 from gpovae.data.minibatch import Batch
+from gpovae.data.responses import Responses
 from gpovae.data.simulate import simulated
 from gpovae.model.likelihood import expected_log2, log_mean
 from gpovae.model.prediction import (
@@ -33,7 +35,7 @@ from gpovae.model.prediction import (
     particles,
 )
 from gpovae.model.presets import make_settings
-from gpovae.model.vae import VAE, Perturbations
+from gpovae.model.vae import VAE, ResponseBuffers
 from gpovae.network.grn import GRN, sample_mask
 from gpovae.train.loop import build, fit
 
@@ -53,20 +55,16 @@ def synthetic(
     s = make_settings(preset)
     mean = rng.normal(0, 0.1, (n, n))
     np.fill_diagonal(mean, rng.uniform(-2.5, -0.5, n))
-    grn = GRN(n, s.accumulation == "effects", s.hops)
+    names = pd.Index(np.arange(n).astype(str))
+    grn = GRN(n, s.accumulation == "effects", s.max_path_length - 1)
     vae = VAE(
         genes,
         torch.randperm(genes)[:n],
         grn,
-        Perturbations([[i] for i in range(n)], mean, np.full((n, n), 0.1), np.full(n, 150), 1000),
-        1,
-        s.latent,
-        s.basal,
-        s.embedding,
-        s.decoder,
-        s.latent_effect == "network",
-        None,
-        s.target_dispersion,
+        ResponseBuffers(
+            Responses(mean, np.full((n, n), 0.1), np.full(n, 150), names, names), n_fail=1000
+        ),
+        **s.architecture(),
     )
     with torch.no_grad():
         if grn.signed:
@@ -76,7 +74,7 @@ def synthetic(
             grn.edge_logit.copy_(torch.randn(n, n) - 1)
         vae.logits.bias.copy_(torch.randn(genes) * 1.5)
         vae.logits.weight.mul_(4)
-        if vae.anchored:
+        if vae.network_prior:
             vae.decoder.layers[0].weight[:, s.latent : s.latent + n] = (
                 torch.randn(s.decoder[0], n) * 0.15
             )
@@ -161,11 +159,13 @@ def plain_iwelbo(vae: VAE, batch: Batch, noise) -> torch.Tensor:  # (B,)
             u = torch.rand(n, n)
             eps = torch.randn(n, n)
             u[nodes], eps[nodes] = mask_noise, effect_noise
-            mask = vae.grn.probability() if vae.anchored else sample_mask(vae.grn.edge_logit, u)
+            mask = (
+                vae.grn.probability() if vae.network_prior else sample_mask(vae.grn.edge_logit, u)
+            )
             q_e = _normal(vae.embedding_encoder, mask, torch.eye(n))
             effect = q_e.mean + q_e.stddev * eps
             z_p = one_hot @ (
-                effect + vae.grn.shift(all_rows, P.kappa) if vae.anchored else mask * effect
+                effect + vae.grn.shift(all_rows, P.kappa) if vae.network_prior else mask * effect
             )
             q_a = _normal(vae.artifact_encoder, torch.ones(1, vae.latent))
             e_a = q_a.mean + q_a.stddev * artifact
@@ -175,7 +175,7 @@ def plain_iwelbo(vae: VAE, batch: Batch, noise) -> torch.Tensor:  # (B,)
             like = []
             for z_a in (torch.zeros_like(z_b), e_a.expand_as(z_b)):  # both branches
                 f = vae.logits(_mlp(vae.decoder, torch.cat([z_b, z_p, z_a], -1)))
-                if vae.anchored:
+                if vae.network_prior:
                     f = f.index_add(-1, vae.position, z_p)
                 mu = torch.softmax(f, -1) * batch.library[:, None] + 1e-4
                 torch.poisson(D.Gamma(theta, theta / mu, validate_args=True).sample())

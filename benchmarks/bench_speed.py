@@ -1,4 +1,4 @@
-"""The training step: the plain formulation of chapter 93 against ours, on the CPU or on a GPU, in one run.
+"""The training step: the plain formulation of nbs/studies/30_speed.ipynb against ours, on the CPU or on a GPU, in one run.
 
     python benchmarks/bench.py speed                                     on this machine's CPU; writes benchmarks/speed.json
     python benchmarks/bench_speed.py --device cuda --out speed-gpu.json  alone, with fewer packages, on a machine with a GPU
@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpovae.model.fused import _pass, one_pass, use_compiled
+from gpovae.model.fused import likelihood_pass, one_pass, use_compiled
 
 ROOT = Path(__file__).resolve().parents[1]
 # cells, genes, nodes; 5 particles
@@ -31,7 +31,7 @@ SHAPES = dict(small=(512, 5000, 80), large=(512, 8563, 620), many=(4096, 8563, 6
 
 
 def chapter():
-    """What the cells marked `#| plain` of chapter 93 define.
+    """What the cells marked `#| plain` of nbs/studies/30_speed.ipynb define.
 
     The plain formulation, and a batch to try it on.
     """
@@ -287,7 +287,7 @@ def one_pass_rate(shape, device, particles=5):
     weight = torch.ones(B, device=device)
     arguments = f, x, x.sum(1), torch.ones(G, device=device), torch.ones(G, device=device), weight
     # on the CPU it overwrites the logits
-    run = torch.compile(one_pass, dynamic=True) if device == "cuda" else _pass
+    run = torch.compile(one_pass, dynamic=True) if device == "cuda" else likelihood_pass
     run(*arguments)
     times = [seconds(lambda: run(*arguments), device) for _ in range(8)]
     return dict(
@@ -360,7 +360,9 @@ def quality_run(preset, path, budget, every, seed, threads=1):
     noise = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
     vae, model.labels, model.batches = build(screen, s, seed)
-    cells = Cells(screen, "train", model.labels, model.batches, s.partner, s.shift == "cell", seed)
+    cells = Cells(
+        screen, "train", model.labels, model.batches, s.partner, s.alignment_target == "cells", seed
+    )
     spent = time.perf_counter() - start
     scored = 0.0
     curve = []
@@ -387,7 +389,7 @@ def quality_run(preset, path, budget, every, seed, threads=1):
             scored = spent
             model.anchor = (
                 model._left_over(screen, False)
-                if s.anchor
+                if s.residual_correction
                 else (zero, np.zeros((len(model.labels), len(zero)), np.float32))
             )
             curve.append(

@@ -47,10 +47,10 @@ from gpovae.model.prediction import (
 )
 from .model.prediction import iwelbo as _iwelbo
 from .model.prediction import particles as _particles
-from .model.presets import make_settings
+from .model.presets import make_settings, translate_settings
 from .model.sampling import sample_counts
 from .model.unseen import between, predict_unseen, shift_rows
-from .model.vae import VAE, Perturbations
+from .model.vae import VAE, ResponseBuffers
 from .network.edges import edge_table, with_evidence
 from .network.explain import Explanation, cut_edges, log_fold
 from .network.explain import explain as _explain
@@ -308,7 +308,7 @@ def train(
     P = len(self.genes)
     self.anchor = (
         self._left_over(screen, progress)
-        if self.settings.anchor
+        if self.settings.residual_correction
         else (np.zeros(P, np.float32), np.zeros((len(labels), P), np.float32))
     )
     if self.ended["by"] == "interrupt":
@@ -382,7 +382,7 @@ def _wanted(self: GPOVAE, perturbations, unseen: str, prior, known: set) -> list
         raise GpovaeError(
             "A prior network is for perturbations that were not trained: add unseen='network'."
         )
-    if prior is not None and not self.vae.anchored:
+    if prior is not None and not self.vae.network_prior:
         raise GpovaeError(
             "A prior network needs signed effects around the network, which preset='corrected' has."
         )
@@ -1171,7 +1171,7 @@ def run_settings(path: str | Path) -> dict:
                 f"{file} is damaged: it says format {n}, and lacks {e}. Train again, or restore the"
                 " file."
             ) from None
-    return s
+    return s | dict(settings=translate_settings(s["settings"])) if "settings" in s else s
 
 # %% ../nbs/api/10_api.ipynb #e8623f51
 @patch(cls_method=True)
@@ -1318,24 +1318,12 @@ def _empty(model, tensors) -> VAE:
     s = model.settings
     table = tensors["perturbations.targets"]
     n = len(model.nodes)
-    R = len(table)
-    P = Perturbations(
-        [[t for t in row if t < n] for row in table.tolist()],
-        np.zeros((R, n)),
-        np.ones((R, n)),
-        np.zeros(R),
-        0,
-    )
+    P = ResponseBuffers.empty([[t for t in row if t < n] for row in table.tolist()], n)
     return VAE(
         len(model.genes),
         torch.as_tensor(model.nodes.position.to_numpy().copy()),
-        GRN(n, s.accumulation == "effects", s.hops),
+        GRN(n, s.accumulation == "effects", s.max_path_length - 1),
         P,
-        max(len(model.batches), 1) if s.covariate else 1,
-        s.latent,
-        s.basal,
-        s.embedding,
-        s.decoder,
-        s.latent_effect == "network",
-        target_dispersion=s.target_dispersion,
+        n_batches=max(len(model.batches), 1) if s.covariate else 1,
+        **s.architecture(),
     )

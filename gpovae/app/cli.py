@@ -81,7 +81,11 @@ def _open(path, on_disk, settings, quiet):
     there = psutil.virtual_memory().available
     if on_disk is None:
         # which need all cells at hand
-        on_disk = need > there / 2 and settings.partner != "median" and settings.shift != "cell"
+        on_disk = (
+            need > there / 2
+            and settings.partner != "median"
+            and settings.alignment_target != "cells"
+        )
     if not quiet:
         click.echo(
             f"{'Counts stay on disk' if on_disk else 'Counts are read into memory'}: they would"

@@ -32,7 +32,7 @@ from scipy import stats
 # %% ../../nbs/experiments/10_ablation.ipynb #2ecabf49
 # weights, sizes and optimiser settings
 NO_SWITCH = "alignment_weight latent basal embedding decoder particles batch_size learning_rate max_epochs".split()
-TAKES_ALONG = dict(shift=["alignment_weight"], accumulation=["latent_effect"])
+TAKES_ALONG = dict(alignment_target=["alignment_weight"], accumulation=["latent_effect"])
 COMPARED_WITH = dict(accumulation="latent_effect")  # all others: "corrected"
 
 
@@ -157,7 +157,7 @@ WITHOUT_ALIGNMENT = dict(
     latent_effect="mask",
     alignment_weight=0.0,
     sparsity=0.0,
-    anchor=False,
+    residual_correction=False,
     decoder_prior=None,
 )
 

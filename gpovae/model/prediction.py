@@ -14,15 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-
 from ..core.progress import Bar
 from ..data.blocks import dense
 from ..data.minibatch import Batch, Cells
 from ..data.screen import Screen
 from .averages import Log2Table, add_log2, log_total, lost
+from .divergences import log_normal
 from .likelihood import count_constant, expected_log2
-from .objective import _own_dispersion as own_dispersion
-from .objective import log_normal
+from .objective import own_dispersion
 from .vae import VAE, Gaussian, Noise, PerRow, draw_noise
 
 # %% ../../nbs/model/70_prediction.ipynb #b0cad55f
@@ -94,13 +93,13 @@ def latents(
     """Rows of the perturbation latent for nodes (U,) from noise u (S, U, n) and eps (s, U, n), s <=
     S: mean given the mask, (S, U, n) or (1, U, n), and draws (s, U, n).
     """
-    if vae.anchored:
+    if vae.network_prior:
         # the mask is no draw there, so that the embedding is encoded once and not S times
         u = u[:1]
     E = vae.effects(nodes, u, torch.zeros_like(u))
-    return E.latent, E.latent[: len(eps)] + (1 if vae.anchored else E.mask[: len(eps)]) * E.q.std[
-        : len(eps)
-    ] * eps
+    return E.latent, E.latent[: len(eps)] + (
+        1 if vae.network_prior else E.mask[: len(eps)]
+    ) * E.q.std[: len(eps)] * eps
 
 # %% ../../nbs/model/70_prediction.ipynb #fb2066ad
 @torch.no_grad()
@@ -410,15 +409,7 @@ def particles(
     generator = torch.Generator().manual_seed(seed)
     nodes = len(vae.perturbations.nodes_of(batch.label))
     for done in range(0, n, part):
-        yield draw_noise(
-            min(part, n - done),
-            nodes,
-            len(batch.label),
-            vae.grn.n,
-            vae.latent,
-            generator,
-            batch.x.device,
-        )
+        yield draw_noise(vae, min(part, n - done), nodes, len(batch.label), generator)
 
 # %% ../../nbs/model/70_prediction.ipynb #a16fa69d
 @torch.no_grad()

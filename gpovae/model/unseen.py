@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-
 from ..core.progress import Bar
 from .prediction import Context, average_effects, effects_of, mean_latent
 from .vae import VAE
@@ -432,14 +431,14 @@ def predict_unseen(
     def evidence(t):
         if t.trained:
             return "trained"
-        if not vae.anchored:
+        if not vae.network_prior:
             return "network" if t.node >= 0 else "none"
         if t.node >= 0 and found(None).informed[t.node]:
             return "network"
         return "prior" if found(edges).tells(t) or found(edges).trusted and t.beside else "none"
 
     parts = [[target(g) for g in ts] for ts in perturbations]
-    if vae.anchored:
+    if vae.network_prior:
         out = unseen_effects(vae, context, found(edges), parts, seed=seed)
     else:
         out = average_effects(

@@ -9,11 +9,10 @@ __all__ = ['UNDECIDED', 'TOGETHER', 'FEW', 'CANDIDATE', 'edge_table', 'with_evid
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import norm
-
 from ..core.errors import GpovaeError
-from ..model.vae import Perturbations
+from ..model.vae import ResponseBuffers
 from .grn import GRN
+from scipy.stats import norm
 
 # %% ../../nbs/network/60_edges.ipynb #26d1b3e4
 UNDECIDED = 0.5  # most that can be said of an edge whose regulator nobody perturbed
@@ -100,7 +99,7 @@ def _rivals(shifts, p, rows):
 # %% ../../nbs/network/60_edges.ipynb #d73c6462
 def with_evidence(
     edges: pd.DataFrame,
-    perturbations: Perturbations,
+    perturbations: ResponseBuffers,
     labels: list[str],
     nodes: pd.DataFrame,
     grn: GRN | None = None,
@@ -114,7 +113,7 @@ def with_evidence(
     ----------
     edges : DataFrame
         Source, target, .
-    perturbations : Perturbations
+    perturbations : ResponseBuffers
     labels : list[str]
         Perturbations in the model's numbering.
     nodes : DataFrame

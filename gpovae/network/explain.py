@@ -482,7 +482,7 @@ def cut_edges(vae: VAE, nodes: pd.DataFrame, edges: list[tuple[str, str]]) -> VA
     GpovaeError
         For an edge that is not there.
     """
-    if not vae.anchored or not vae.grn.signed:
+    if not vae.network_prior or not vae.grn.signed:
         raise GpovaeError(
             "The decoder of this model is not fed by signed effects of the network, so there is no"
             " edge to cut. Use preset='corrected'."

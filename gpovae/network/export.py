@@ -13,21 +13,20 @@ import anndata as ad
 import networkx as nx
 import numpy as np
 import pandas as pd
-
 from ..core.errors import GpovaeError
 from ..core.provenance import complete
 from ..data.screen import Key
-from ..model.vae import Perturbations
+from ..model.vae import ResponseBuffers
 
 # %% ../../nbs/network/90_export.ipynb #a458f746
-def node_table(nodes: pd.DataFrame, perturbations: Perturbations) -> pd.DataFrame:
+def node_table(nodes: pd.DataFrame, perturbations: ResponseBuffers) -> pd.DataFrame:
     """What is known of the nodes.
 
     Parameters
     ----------
     nodes : DataFrame
         Index: names; perturbed, position (chapter *the data contract*).
-    perturbations : Perturbations
+    perturbations : ResponseBuffers
 
     Returns
     -------

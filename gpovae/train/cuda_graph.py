@@ -9,7 +9,6 @@ __all__ = ['Terms', 'GraphedStep']
 import warnings
 
 import torch
-
 from ..data.minibatch import Batch
 from ..model.objective import objective
 from ..model.presets import Settings

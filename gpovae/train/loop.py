@@ -32,12 +32,13 @@ from ..core.provenance import complete, digest
 from ..data.blocks import blocks, dense
 from ..data.labels import targets
 from ..data.minibatch import Batch, Cells, Loader
+from ..data.responses import Responses
 from ..data.screen import Key, Screen
 from ..data.stream import DiskRows, by_cell
 from ..model.fused import use_compiled
 from ..model.objective import all_cells, draw, objective
 from ..model.presets import Settings
-from ..model.vae import VAE, Noise, Perturbations
+from ..model.vae import VAE, Noise, ResponseBuffers
 from ..network.grn import GRN
 from ..network.prior import prior_matrix, read_prior
 from ..network.regression import fit_network
@@ -82,12 +83,11 @@ def build(
     cells = Cells(screen, "train")
     nodes = screen.nodes
     table = _table(screen, cells, nodes)
-    perturbations = Perturbations(
-        *table[:3],
+    perturbations = ResponseBuffers(
+        Responses(*table[1:], np.array(cells.labels), nodes.index),
         np.bincount(cells.label[cells.label >= 0], minlength=len(cells.labels)),
-        int(cells.fail.sum()),
-        table[3],
-        int((cells.label < 0).sum()),
+        n_fail=int(cells.fail.sum()),
+        n_controls=int((cells.label < 0).sum()),
     )
     signed = settings.accumulation == "effects"
     known = None if prior is None else prior_matrix(read_prior(prior), nodes.index)
@@ -102,11 +102,15 @@ def build(
             seed=seed,
             progress=progress,
         )
-        if signed and settings.shift == "table"
+        if signed and settings.alignment_target == "responses"
         else None
     )
     grn = GRN(
-        len(nodes), signed, settings.hops, settings.edge_prior, nodes.position.to_numpy() >= 0
+        len(nodes),
+        signed,
+        settings.max_path_length - 1,
+        settings.edge_prior,
+        nodes.position.to_numpy() >= 0,
     )
     if found:
         grn.start_from(*found[:3])
@@ -116,14 +120,9 @@ def build(
         torch.as_tensor(nodes.position.to_numpy().copy()),
         grn,
         perturbations,
-        max(len(batches), 1),
-        settings.latent,
-        settings.basal,
-        settings.embedding,
-        settings.decoder,
-        settings.latent_effect == "network",
-        screen.size_factor,
-        settings.target_dispersion,
+        n_batches=max(len(batches), 1),
+        size_factor=screen.size_factor,
+        **settings.architecture(),
     )
     blocks = np.array_split(np.arange(len(cells)), -(-len(cells) // 1024))
     vae.start_from(
@@ -812,7 +811,15 @@ def fit(
     with _calm(len(screen.genes)):
         show = progress and among.rank == 0
         cells = [
-            Cells(screen, split, labels, batches, settings.partner, settings.shift == "cell", seed)
+            Cells(
+                screen,
+                split,
+                labels,
+                batches,
+                settings.partner,
+                settings.alignment_target == "cells",
+                seed,
+            )
             for split in ("train", "validation")
         ]
 

@@ -326,7 +326,7 @@ def test_a_finished_run_is_left_alone(run_folder, tmp_path):
         (["--seed", 1], "(seed was 0 and is 1)"),
         (["--max-epochs", 3], "(max_epochs was 2 and is 3)".replace("max_epochs", "--max-epochs")),
         (["--preset", "paper"], "preset was corrected and is paper"),
-        (["--set", "hops=2"], "(hops was 5 and is 2)"),
+        (["--set", "max_path_length=2"], "(max_path_length was 6 and is 2)"),
     ):
         status, text = gpovae(*line, *more)
         assert (

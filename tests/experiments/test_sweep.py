@@ -113,7 +113,7 @@ def test_settings_from_text_and_back():
         "beta=-1",
         "beta=inf",
         "beta=none",
-        "anchor=1",
+        "residual_correction=1",
         "embedding=200x0",
         "kl=CLOSED",
         "learning_rate=1e",

@@ -1,4 +1,7 @@
-"""Every switch of the objective: on the same model, batch and noise it changes the terms that it is about and no other, and a model built with any single switch thrown can take a step."""
+"""Every switch of the objective changes the terms that it is about and no other.
+
+On the same model, batch and noise; and a model built with any single switch thrown takes a step.
+"""
 
 from dataclasses import asdict
 
@@ -20,10 +23,10 @@ TERMS = dict(
     divergence={"counterfactual"},
     partner={"counterfactual"},
     kl=KL,
-    shift={"alignment"},
+    alignment_target={"alignment"},
     decoder_prior={"decoder_prior"},
 )
-OUTSIDE = {"anchor", "validation"}  # of the objective: prediction and early stopping
+OUTSIDE = {"residual_correction", "validation"}  # of the objective: prediction and early stopping
 # decide what the model is
 BUILT = {"latent_effect", "target_dispersion", "covariate", "scale_floor", "accumulation"}
 SWITCHES = {
@@ -65,7 +68,7 @@ def built(screen):
 def evaluated(screen, built, **changes):
     vae, names = built
     s = make_settings(**SMALL, **changes)
-    batch = Cells(screen, "train", *names, s.partner, s.shift == "cell")[range(200)]
+    batch = Cells(screen, "train", *names, s.partner, s.alignment_target == "cells")[range(200)]
     noise, again = draw(vae, batch, s, torch.Generator().manual_seed(0))
     return {k: v.item() for k, v in objective(vae, batch, s, noise, again).items()}
 
@@ -120,7 +123,7 @@ def test_any_single_switch_can_take_a_step(screen, base, switch):
     )
     s = make_settings(base, **SMALL | changes)
     vae, *names = build(screen, s)
-    batch = Cells(screen, "train", *names, s.partner, s.shift == "cell")[range(200)]
+    batch = Cells(screen, "train", *names, s.partner, s.alignment_target == "cells")[range(200)]
     adam = torch.optim.Adam(vae.parameters(), lr=s.learning_rate)
     for _ in range(2):
         terms = objective(vae, batch, s, *draw(vae, batch, s, torch.Generator().manual_seed(0)))
@@ -131,5 +134,5 @@ def test_any_single_switch_can_take_a_step(screen, base, switch):
     for name, w in vae.named_parameters():
         assert torch.isfinite(w).all(), name
     # then the fit has set the edge probabilities for good
-    fixed = s.accumulation == "effects" and s.shift == "table"
+    fixed = s.accumulation == "effects" and s.alignment_target == "responses"
     assert vae.grn.edge_logit.requires_grad != fixed
