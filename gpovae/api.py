@@ -24,6 +24,9 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from fastcore.basics import patch
+from .model.iwelbo import iwelbo as _iwelbo
+from .model.iwelbo import particles as _particles
+from .model.residual import residual_correction
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -44,14 +47,11 @@ from .evaluate.scores import Scores
 from .evaluate.scores import evaluate as _evaluate
 from gpovae.model.prediction import (
     Context,
-    anchor,
     average_effects,
     basal_latent,
     control_context,
     log2_table,
 )
-from .model.prediction import iwelbo as _iwelbo
-from .model.prediction import particles as _particles
 from .model.presets import make_settings
 from .model.sampling import sample_counts
 from .model.unseen import between, predict_unseen, shift_rows
@@ -343,7 +343,7 @@ def _left_over(self: GPOVAE, screen: Screen, progress: bool) -> tuple[np.ndarray
     noise = noise_variance(self.adata, "train")
     n = cells(self.adata, "train")[self.labels].to_numpy()
     observed = observed.loc[self.labels].to_numpy()
-    return anchor(
+    return residual_correction(
         effect, observed, noise.loc[self.labels].to_numpy(), noise.loc[CONTROL].to_numpy(), n
     )
 
@@ -499,10 +499,10 @@ def predict(
             [targets(p) for p, n in zip(names, new) if n],
             self.nodes,
             self.genes,
-            prior,
-            self.seed,
-            self._unseen["fits"],
-            progress,
+            prior=prior,
+            seed=self.seed,
+            fits=self._unseen["fits"],
+            progress=progress,
         )
         out[:, new] = found
         out[2, new] = np.hypot(out[2, new], spread)
@@ -578,7 +578,13 @@ def sample(
             else [self.nodes.index.get_loc(t) for t in targets(name) if t in self.nodes.index]
         )
         x, cell = sample_counts(
-            self.vae, self.context, at, n_cells, effect, zlib.crc32(name.encode()) + seed, table
+            self.vae,
+            self.context,
+            at,
+            n_cells,
+            effect=effect,
+            seed=zlib.crc32(name.encode()) + seed,
+            table=table,
         )
         counts.append(sp.csr_matrix(x.numpy()))
         batch.append(self.context.batch[cell].numpy())

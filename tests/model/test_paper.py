@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from gpovae.model.iwelbo import iwelbo
 from places import FIXTURES, ROOT
 
 from gpovae.data.minibatch import Batch, mean_shares
@@ -26,7 +27,6 @@ from gpovae.model.objective import (
     log_p,
     objective,
 )
-from gpovae.model.prediction import iwelbo
 from gpovae.model.presets import make_settings
 from gpovae.model.vae import VAE, Effects, Gaussian, Noise, Perturbations
 from gpovae.network.grn import EPS, GRN, sample_mask

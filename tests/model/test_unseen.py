@@ -292,7 +292,7 @@ def test_combinations(model, held):
     b = held[0]
     gene = next(g for g in model.genes if g not in model.nodes.index)
     p = quiet(model, [a, b, f"{a}+{b}", f"{b}+{gene}", f"{b}+{a}"])
-    single = dict(zip(p.obs_names, p.obs.evidence))
+    single = dict(zip(p.obs_names, p.obs.evidence, strict=True))
     assert (
         p.obs.evidence.iloc[2] == max(single[a], single[b], key=EVIDENCE.index)
         and p.obs.evidence.iloc[3] == "none"
@@ -315,7 +315,7 @@ def test_whatever_else_is_asked_for(model, held):
 def test_save_and_load(model, held, right, tmp_path):
     before = [quiet(model, held), quiet(model, held, prior=right)]
     loaded = gpovae.GPOVAE.load(model.save(tmp_path / "run"))  # without the screen
-    for p, q in zip(before, [quiet(loaded, held), quiet(loaded, held, prior=right)]):
+    for p, q in zip(before, [quiet(loaded, held), quiet(loaded, held, prior=right)], strict=True):
         assert (
             np.array_equal(p.X, q.X)
             and np.array_equal(p.layers["spread"], q.layers["spread"])

@@ -124,7 +124,7 @@ def test_spread_is_that_of_the_draws(model):
     few = Context(*(t[:8] for t in context))
     drawn = mean_latent(vae, torch.tensor([3, 9]))[1]
     spread = average_effects(vae, context, [[3], [3, 9]])[2]
-    for row, (z, ts) in zip(spread, ((drawn[:, 0], [3]), (drawn.sum(1), [3, 9]))):
+    for row, (z, ts) in zip(spread, ((drawn[:, 0], [3]), (drawn.sum(1), [3, 9])), strict=True):
         assert (
             np.abs(row - torch.stack([quadrature(vae, few, d, ts) for d in z]).std(0).numpy()).max()
             < 1e-4
@@ -165,7 +165,7 @@ def test_the_same_again_alone_and_in_company(model):
     a, b, alone = (
         average_effects(vae, context, w) for w in (everything, everything, everything[5:6])
     )
-    for x, y, z in zip(a, b, alone):
+    for x, y, z in zip(a, b, alone, strict=True):
         assert np.array_equal(x, y)  # the same call: the same bits
         assert np.abs(x[5] - z[0]).max() < 2e-6 and np.abs(x[5] - x[5 + N * 5]).max() < 2e-6
     assert [len(x) for x in average_effects(vae, context, [])] == [0, 0, 0]
@@ -177,7 +177,7 @@ def test_threads_change_nothing(model, monkeypatch):
     one = average_effects(vae, context, everything, draws=2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    for x, y in zip(one, average_effects(vae, context, everything, draws=2)):
+    for x, y in zip(one, average_effects(vae, context, everything, draws=2), strict=True):
         assert np.abs(x - y).max() < 2e-6
 
 
