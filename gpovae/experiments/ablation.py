@@ -68,15 +68,15 @@ def ablation_settings(switches: str = "") -> dict[str, dict]:
     corrected = asdict(PRESETS["corrected"])
     paper = asdict(PRESETS["paper"])
     published = {k: v for k, v in paper.items() if v != corrected[k]}
-    known = [k for k in published if k not in NO_SWITCH]
+    names = [k for k in published if k not in NO_SWITCH]
 
-    wanted = {s.strip() for s in switches.split(",") if s.strip()} or set(known)
-    if unknown := sorted(wanted - set(known)):
-        raise GpovaeError(f"There is no switch {unknown[0]!r}. There is: {', '.join(known)}.")
+    wanted = {s.strip() for s in switches.split(",") if s.strip()} or set(names)
+    if unknown := sorted(wanted - set(names)):
+        raise GpovaeError(f"There is no switch {unknown[0]!r}. There is: {', '.join(names)}.")
     wanted |= {COMPARED_WITH[k] for k in wanted & set(COMPARED_WITH)}
 
     rows = dict(corrected={})
-    for k in known:
+    for k in names:
         if k in wanted:
             rows[k] = {name: published[name] for name in (k, *TAKES_ALONG.get(k, ()))}
     return rows | dict(paper=published)
@@ -159,7 +159,7 @@ def yardsticks(adata: ad.AnnData, seed: int = 0) -> dict[str, dict]:
     rows |= {k: {m: s[m] for m in ("auprc", "sign_accuracy")} for k, s in truths.items()}
     return rows | dict(chance=dict(auprc=truths["mean difference"]["chance"]))
 
-
+# %% ../../nbs/experiments/10_ablation.ipynb #90dbd49f
 def _trained_part(adata):
     "The screen without perturbations that have no training cells."
     screen = Screen(adata)
@@ -238,7 +238,7 @@ def idle_switches(adata: ad.AnnData) -> dict[str, str]:
         reasons["target_dispersion"] = "no target is measured"
     return reasons
 
-
+# %% ../../nbs/experiments/10_ablation.ipynb #d3df3f0c
 def _least_deviation(screen):
     "Standard deviation of log1p counts in training cells, of the gene that varies least."
     y = sp.csr_matrix(screen.counts[screen.rows("train")]).log1p()
@@ -246,16 +246,16 @@ def _least_deviation(screen):
     return np.sqrt(np.clip(variance, 0, None)).min()
 
 # %% ../../nbs/experiments/10_ablation.ipynb #f6866799
-def work(function: Callable, jobs: list[dict], workers: int = 1, what: str = "runs") -> Iterator:
+def work(function: Callable, jobs: list[dict], workers: int = 1, title: str = "runs") -> Iterator:
     """Call `function` with the keywords of each job, with a bar that says how long it will take.
 
     Results come in the order in which they are ready. `workers` are processes with one thread
-    each; 1 works in this process. `what` names the bar.
+    each; 1 works in this process. `title` stands before the bar.
     """
     with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         pool = Parallel(return_as="generator_unordered", batch_size=1)
     results = pool(delayed(function)(**job) for job in jobs)
-    yield from Bar(results, total=len(jobs), desc=what, unit="runs")
+    yield from Bar(results, total=len(jobs), desc=title, unit="runs")
 
 # %% ../../nbs/experiments/10_ablation.ipynb #c7c1a182
 def interval(values) -> tuple[float, float, float]:
@@ -268,7 +268,8 @@ def interval(values) -> tuple[float, float, float]:
     if len(x) == 1:
         return mean, np.nan, np.nan
     # equation experiments.ablation.1
-    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    quantile = stats.t.ppf(0.975, len(x) - 1)
+    half = quantile * x.std(ddof=1) / np.sqrt(len(x))
     return mean, float(x.mean() - half), float(x.mean() + half)
 
 # %% ../../nbs/experiments/10_ablation.ipynb #c7c1c071
@@ -292,7 +293,7 @@ def compared(runs: pd.DataFrame) -> pd.DataFrame:
             rows[row] |= _over_seeds(m, by_seed, row)
     return pd.DataFrame(rows).T
 
-
+# %% ../../nbs/experiments/10_ablation.ipynb #1b6e1ad2
 def _over_seeds(metric, scores, row):
     "Mean of a metric, and for what is compared its sd and difference to the reference."
     mean = {metric: scores[row].mean()}
@@ -337,7 +338,7 @@ def _note(row, table, runs, n, idle):
     elif "auprc" in equal:
         yield "the same network"
 
-
+# %% ../../nbs/experiments/10_ablation.ipynb #932e467a
 def _changes_in_words(row, settings):
     "What a row changes."
     if row == "paper":

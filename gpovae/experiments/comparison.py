@@ -11,9 +11,9 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from .scoring import BEST, SCORED
 
 from .ablation import interval
+from .scoring import BEST, SCORED
 
 # %% ../../nbs/experiments/40_comparison.ipynb #411fd47b
 def paired(scored: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -35,8 +35,8 @@ def paired(scored: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = scored.dropna(subset=[metric])
     has_seed = rows["seed"].notna()
 
-    def wide(part, index):
-        return part.pivot(index=index, columns="method", values=metric).astype(float)
+    def wide(rows, index):
+        return rows.pivot(index=index, columns="method", values=metric).astype(float)
 
     trained = wide(rows[has_seed], ["screen", "seed"])
     simple = wide(rows[~has_seed], "screen")
@@ -54,9 +54,9 @@ def over_units(values: pd.Series) -> dict:
     """
     values = values.dropna()
     means = values.groupby(level="screen", sort=False).mean()
-    over, x = ("screens", means) if len(means) > 1 else ("seeds", values)
+    unit, x = ("screens", means) if len(means) > 1 else ("seeds", values)
     mean, low, high = interval(x)
-    return {"value": mean, "sd": float(x.std()), "from": low, "to": high, "n": len(x), "over": over}
+    return {"value": mean, "sd": float(x.std()), "from": low, "to": high, "n": len(x), "over": unit}
 
 # %% ../../nbs/experiments/40_comparison.ipynb #8ba6f2dd
 def summary(scored: pd.DataFrame) -> pd.DataFrame:
@@ -73,11 +73,11 @@ def summary(scored: pd.DataFrame) -> pd.DataFrame:
         Index (method, metric): value, sd, from, to, n, over, trained.
     """
     rows = {}
-    for method, part in scored.groupby("method", sort=False):
-        trained = bool(part["seed"].notna().any())
-        by_unit = part.set_index(["screen", "seed"])
+    for method, runs in scored.groupby("method", sort=False):
+        trained = bool(runs["seed"].notna().any())
+        by_unit = runs.set_index(["screen", "seed"])
         for metric in SCORED:
-            if metric in part and part[metric].notna().any():
+            if metric in runs and runs[metric].notna().any():
                 units = over_units(by_unit[metric].astype(float))
                 rows[method, metric] = units | dict(trained=trained)
     return pd.DataFrame(rows).T.rename_axis(["method", "metric"]).infer_objects()
@@ -152,7 +152,7 @@ def average_ranks(scored: pd.DataFrame) -> pd.DataFrame:
     methods = dict.fromkeys(scored["method"])
     return pd.DataFrame(ranks).reindex([m for m in methods if any(m in r for r in ranks.values())])
 
-
+# %% ../../nbs/experiments/40_comparison.ipynb #ada5da9e
 def _title(metric):
     "Name of a metric, without what stands in brackets."
     return SCORED[metric].split(" (")[0]

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import h5py
-from .runs import short_names
 
 import gpovae
 from ..core.errors import GpovaeError
 from ..core.options import once, setting_text
 from ..core.progress import Bar
 from ..data.screen import Key
+from .runs import short_names
 from ..model.presets import PRESETS, make_settings
 
 # %% ../../nbs/experiments/60_jobs.ipynb #72185c54
@@ -156,7 +156,7 @@ class Job(NamedTuple):
 # %% ../../nbs/experiments/60_jobs.ipynb #b8f790b3
 def plan(
     screens: list[Path | str],
-    out: Path | str,
+    folder: Path | str,
     presets: list[str] = ("corrected",),
     seeds: list[int] = (0,),
     settings: dict | None = None,
@@ -170,11 +170,9 @@ def plan(
     ----------
     screens : list[Path or str]
         Prepared files.
-    out : Path or str
+    folder : Path or str
         Folder of the sweep.
-    presets : list[str], default ("corrected",)
-        Names of presets.
-    seeds : list[int], default (0,)
+    presets, seeds : list
         Of the trainings.
     settings : dict, optional
         Name -> values, as from `gpovae.core.options.read_settings`.
@@ -198,10 +196,8 @@ def plan(
     variants = _variants(list(presets), seeds, settings or {}, max_epochs)
     marked = _marked_screens([Path(s) for s in screens], progress)
     version = code_version()
-    return [
-        _job(Path(out), screen, variant, seed, version)
-        for screen, variant, seed in itertools.product(marked, variants, seeds)
-    ]
+    combinations = itertools.product(marked, variants, seeds)
+    return [_job(Path(folder), *combination, version) for combination in combinations]
 
 # %% ../../nbs/experiments/60_jobs.ipynb #b9a519d1
 class _Variant(NamedTuple):
@@ -211,7 +207,7 @@ class _Variant(NamedTuple):
     settings: dict
     max_epochs: int
 
-
+# %% ../../nbs/experiments/60_jobs.ipynb #b8d07ba9
 def _variants(presets, seeds, settings, max_epochs):
     "Presets x settings; refuses what is named twice and what cannot be trained."
     once("preset", presets)
@@ -234,7 +230,7 @@ class _Screen(NamedTuple):
     label: str
     mark: str
 
-
+# %% ../../nbs/experiments/60_jobs.ipynb #ef9a07da
 def _marked_screens(paths, progress):
     "Screens with their hashes; refuses the same screen twice."
     marks = [content(path, progress) for path in paths]
@@ -247,7 +243,7 @@ def _marked_screens(paths, progress):
     return [_Screen(*x) for x in zip(paths, map(labels.get, places), marks, strict=True)]
 
 # %% ../../nbs/experiments/60_jobs.ipynb #7ac92468
-def _job(out, screen, variant, seed, version):
+def _job(sweep, screen, variant, seed, version):
     "A job, in a folder whose name ends with the hash of all that decides the training."
     preset, settings, max_epochs = variant
     decides = [version, screen.mark, preset, settings, seed, max_epochs]
@@ -257,7 +253,7 @@ def _job(out, screen, variant, seed, version):
     words = [screen.path.stem, preset]
     words += [setting_text(k, v) for k, v in changes.items()]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join([*words, f"seed{seed}"]))
-    folder = out / f"{name[:150]}-{digest[:10]}"
+    folder = sweep / f"{name[:150]}-{digest[:10]}"
     return Job(folder, screen.path, screen.label, preset, changes, seed, max_epochs)
 
 # %% ../../nbs/experiments/60_jobs.ipynb #2ffcafb3

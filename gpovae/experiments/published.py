@@ -180,8 +180,8 @@ def _score_twice(adata, effects, edges, seed):
 def _score(adata, effects, edges, split, seed):
     "The measures of the paper; `edges` are those more likely than not, None for a plain mean."
     observed = observed_effects(adata, split)
-    found = scores(effects, observed[observed.index.isin(effects.index)], seed=seed)
-    row = {m: found[m] for m in MEASURES if m in found}
+    response = scores(effects, observed[observed.index.isin(effects.index)], seed=seed)
+    row = {m: response[m] for m in MEASURES if m in response}
     if edges is None:
         return row
 
@@ -322,7 +322,7 @@ def finding(runs: pd.DataFrame, simple: str = "training mean", model: str = "pap
     if len(parts) > 1:
         parts["all"] = difference
 
-    units = {name: over_units(part) for name, part in parts.items()}
+    units = {name: over_units(d) for name, d in parts.items()}
     return {name: dict(word=_word(unit)) | unit for name, unit in units.items()}
 
 
@@ -333,12 +333,12 @@ def _word(unit):
     return "refuted" if unit["to"] < 0 else "undecided"
 
 # %% ../../nbs/experiments/50_published.ipynb #9b45fa4f
-def finding_sentence(found: dict) -> str:
-    """What `finding` found, in words.
+def finding_sentence(answers: dict) -> str:
+    """What `finding` answers, in words.
 
     Parameters
     ----------
-    found : dict
+    answers : dict
         As from `finding`.
 
     Returns
@@ -346,13 +346,13 @@ def finding_sentence(found: dict) -> str:
     str
         One sentence.
     """
-    answers = [
+    words = [
         f"{_answer(unit)} on {'all screens together' if name == 'all' else name}"
-        for name, unit in found.items()
+        for name, unit in answers.items()
     ]
     return (
         "That a plain mean of each perturbation's training cells predicts held-out cells better"
-        " than the published model (ATE-rho, mean minus model) is " + ", ".join(answers) + "."
+        " than the published model (ATE-rho, mean minus model) is " + ", ".join(words) + "."
     )
 
 

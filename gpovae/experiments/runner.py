@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import joblib
-from .jobs import Job
 
 from ..api import run_settings
 from ..core.progress import Bar
+from .jobs import Job
 
 # %% ../../nbs/experiments/70_runner.ipynb #46f7a403
 @functools.lru_cache(None)
@@ -67,7 +67,7 @@ def _last_lines(path, n_bytes=20_000):
     lines = [line.strip() for line in text.split("\n")]
     return [line.rsplit("\r", 1)[-1] for line in lines if line]
 
-
+# %% ../../nbs/experiments/70_runner.ipynb #3bab0e9b
 def _is_locked(path):
     "Does a process hold this log?"
     with open(path, "rb") as f:
@@ -126,7 +126,7 @@ def state(job: Job) -> State:
         return State("waiting", None, "")
     return State(end[1], seconds, _reason(end[2], lines))
 
-
+# %% ../../nbs/experiments/70_runner.ipynb #339a13bc
 def _reason(why, lines):
     "How it ended, and the last thing that the training said."
     message = next((line for line in reversed(lines[:-1]) if not line.startswith("# ")), "")
@@ -179,7 +179,7 @@ def cores() -> int:
     "Cores that this process may use."
     return min(joblib.cpu_count(), int(os.environ.get("SLURM_CPUS_PER_TASK", 10**6)))
 
-
+# %% ../../nbs/experiments/70_runner.ipynb #512ce602
 def environment(threads: int) -> dict[str, str]:
     "Of a training: so many threads, no more than the user allows, and no trace of Slurm."
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
@@ -212,22 +212,22 @@ def _start(job, threads, command):
     )
     return _Started(job, process, log, time.monotonic())
 
-
+# %% ../../nbs/experiments/70_runner.ipynb #d11e2fbb
 def _tidy(folder):
     "Remove what a killed process left."
-    for rest in folder.glob(".gpovae-*"):
-        shutil.rmtree(rest)
+    for leftover in folder.glob(".gpovae-*"):
+        shutil.rmtree(leftover)
     if not (folder / "settings.json").exists():
         for half in ("history.csv", "model.safetensors"):
             (folder / half).unlink(missing_ok=True)
 
-
+# %% ../../nbs/experiments/70_runner.ipynb #22fcdd78
 def _heading(job, threads):
     "When, where, and what."
-    when = time.strftime("%Y-%m-%d %H:%M:%S")
+    begin = time.strftime("%Y-%m-%d %H:%M:%S")
     cores = f"{threads} thread{'s' * (threads > 1)}"
     place = f"{socket.gethostname()} in {os.getcwd()}"
-    return f"# {when} on {place}, {cores}\n$ {shlex.join(job.line)}\n"
+    return f"# {begin} on {place}, {cores}\n$ {shlex.join(job.line)}\n"
 
 # %% ../../nbs/experiments/70_runner.ipynb #00422696
 def _send(started, number):
@@ -237,7 +237,7 @@ def _send(started, number):
     except (ProcessLookupError, PermissionError):
         pass
 
-
+# %% ../../nbs/experiments/70_runner.ipynb #a8539e0c
 def _finish(started, interrupted=False):
     "Write the end into the log, and let go of it."
     _send(started, signal.SIGKILL)  # what the process left running

@@ -67,7 +67,7 @@ def _words(text):
         _, paths, _ = _locate(line)
         yield from [line] if paths else filter(None, map(str.strip, line.split(",")))
 
-
+# %% ../../nbs/experiments/20_runs.ipynb #8d925d92
 def _locate(word):
     "Name (may be empty), existing folders at the place, and the place."
     name, place = "", word
@@ -77,7 +77,7 @@ def _locate(word):
         paths = _existing(place)
     return name, paths, place
 
-
+# %% ../../nbs/experiments/20_runs.ipynb #22f626ed
 def _existing(place):
     "The place itself, or what a pattern stands for."
     if not place:
@@ -109,23 +109,23 @@ def method_name(preset: str, settings: dict) -> str:
     return f"{preset} ({changed})" if changed else preset
 
 # %% ../../nbs/experiments/20_runs.ipynb #61ec3609
-def _fingerprints(path, known={}):  # noqa: B006 (a memory: nothing is read twice)
+def _fingerprints(path, memory={}):  # noqa: B006 (nothing is read twice)
     "Identity of a prepared screen, and fingerprint of its cells and split."
     key = str(path), Path(path).stat().st_mtime_ns
-    if key not in known:
+    if key not in memory:
         adata = ad.read_h5ad(path, backed="r")
         screen = Screen(adata)
-        known[key] = screen.identity, _cells(screen)
+        memory[key] = screen.identity, _cells(screen)
         adata.file.close()
-    return known[key]
+    return memory[key]
 
 # %% ../../nbs/experiments/20_runs.ipynb #61ec54f8
-def read_runs(found: list[tuple[str, Path]]) -> tuple[pd.DataFrame, dict[str, str]]:
+def read_runs(folders: list[tuple[str, Path]]) -> tuple[pd.DataFrame, dict[str, str]]:
     """What each run says of itself.
 
     Parameters
     ----------
-    found : list[tuple[str, Path]]
+    folders : list[tuple[str, Path]]
         Name of the method and folder of each, as from `find_runs`.
 
     Returns
@@ -140,7 +140,7 @@ def read_runs(found: list[tuple[str, Path]]) -> tuple[pd.DataFrame, dict[str, st
     """
     rows = []
     left_out = {}
-    for name, path in found:
+    for name, path in folders:
         try:
             rows.append(_read_run(name, path, rows))
         except (OSError, GpovaeError) as e:

@@ -47,7 +47,7 @@ class _Compared(NamedTuple):
     perturbations: list[str]
     skipped: list[str]  # perturbations that one of the models was not trained on
 
-
+# %% ../../nbs/experiments/30_scoring.ipynb #75fc4aec
 def _load(runs):
     "All runs of a screen, and the screen without what one of them was not trained on."
     adata = ad.read_h5ad(runs["data"].iloc[0])
@@ -92,22 +92,28 @@ def score_screen(runs: pd.DataFrame, n: int = 1000, seed: int = 0) -> dict:
     observed = observe(compared.adata, "test", compared.perturbations)
     values = _score_effects(compared, observed, n, seed)
     size, network = _score_networks(compared.adata, compared.models, seed)
-    rows = [
-        dict(method=k[0], seed=k[1])
-        | {m: v[0] for m, v in values.get(k, {}).items()}
-        | network.get(k, {})
-        for k in dict.fromkeys([*values, *network])
-    ]
+    top = ceiling(compared.adata, "test", seed=seed)["ceiling"]
+    rows = _rows(values, network)
     return dict(
         screen=name,
         cells=int(observed.cells.sum()),
         perturbations=len(compared.perturbations),
         skipped=compared.skipped,
         edges=size,
-        ceiling=ceiling(compared.adata, "test", seed=seed)["ceiling"],
-        rows=pd.DataFrame(rows).assign(screen=name),
+        ceiling=top,
+        rows=rows.assign(screen=name),
         drawn=_drawn(values).assign(screen=name),
     )
+
+# %% ../../nbs/experiments/30_scoring.ipynb #426ac4f0
+def _rows(values, network):
+    "One row for each (method, seed): metrics of the response, then those of the network."
+    rows = []
+    for method, seed in dict.fromkeys([*values, *network]):
+        row = dict(method=method, seed=seed)
+        row |= {metric: v[0] for metric, v in values.get((method, seed), {}).items()}
+        rows.append(row | network.get((method, seed), {}))
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/experiments/30_scoring.ipynb #f2339cdf
 def _score_effects(compared, observed, n, seed):
@@ -166,7 +172,7 @@ def _score_networks(adata, models, seed):
             scores[k]["auprc"] = truth_scores(edges, truth, "direct", sources)["auprc"]
     return size, scores
 
-
+# %% ../../nbs/experiments/30_scoring.ipynb #c6b070fc
 def _trained_targets(adata):
     "Targets with training cells, as in `evaluate`: those whose edges training could tell."
     screen = Screen(adata)
@@ -204,10 +210,6 @@ def score_runs(
     drawn = pd.concat([result.pop("drawn") for result in results], ignore_index=True)
     # methods in the order of the runs, then the baselines
     rank = {m: i for i, m in enumerate(dict.fromkeys(runs["method"]))}
-    scored = scored.sort_values(
-        "method",
-        key=lambda names: names.map(lambda name: rank.get(name, len(rank))),
-        kind="stable",
-        ignore_index=True,
-    )
+    order = scored["method"].map(lambda name: rank.get(name, len(rank)))
+    scored = scored.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
     return scored, drawn, pd.DataFrame(results).set_index("screen")

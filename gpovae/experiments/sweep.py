@@ -13,13 +13,13 @@ import subprocess
 from pathlib import Path
 
 import pandas as pd
-from .jobs import Job, plan, read_part, read_seeds  # noqa: F401
-from .runner import COMMAND, cores, environment, run_jobs, state, whole
 
 from ..core.errors import GpovaeError
 from ..core.options import setting_text
 from ..core.provenance import complete
 from .comparison import MAIN
+from .jobs import Job, plan, read_part, read_seeds  # noqa: F401
+from .runner import COMMAND, cores, environment, run_jobs, state, whole
 from ..model.presets import PRESETS
 
 # %% ../../nbs/experiments/80_sweep.ipynb #e1b0539c
@@ -32,15 +32,15 @@ def _follow(job):
     with complete(job.folder) as tmp:
         (tmp / "settings.json").write_text(json.dumps(record | dict(data=place), indent=1))
 
-
-def _report(out):
+# %% ../../nbs/experiments/80_sweep.ipynb #23f1c13d
+def _report(folder):
     "What the report of a sweep says, if there is one."
     try:
-        return json.loads((Path(out) / "compare.json").read_text())
+        return json.loads((Path(folder) / "compare.json").read_text())
     except (OSError, ValueError):
         return dict(runs=[], left_out={}, scored=[])
 
-
+# %% ../../nbs/experiments/80_sweep.ipynb #0f073ba0
 def _is_current(page, done):
     "Was the report made of these runs, as they are?"
     reported = {run["run"] for run in _report(page.parent)["runs"]}
@@ -50,7 +50,7 @@ def _is_current(page, done):
 
 # %% ../../nbs/experiments/80_sweep.ipynb #e1b0917a
 def collect(
-    jobs: list[Job], out: Path, progress: bool = True, command: list[str] = COMMAND
+    jobs: list[Job], folder: Path, progress: bool = True, command: list[str] = COMMAND
 ) -> Path | None:
     """Compare the runs that are whole.
 
@@ -58,7 +58,7 @@ def collect(
     ----------
     jobs : list[Job]
         As from `plan`.
-    out : Path
+    folder : Path
         Folder of the sweep.
     progress : bool, default True
         Show what the report prints.
@@ -76,13 +76,13 @@ def collect(
         Where that does not succeed.
     """
     done = [job for job in jobs if whole(job.folder)]
-    page = Path(out) / "compare.html"
+    page = Path(folder) / "compare.html"
     if not done:
         return None
     for job in done:
         _follow(job)
     if not _is_current(page, done):
-        line = ["gpovae", "compare", *(str(job.folder) for job in done), "--out", str(out)]
+        line = ["gpovae", "compare", *(str(job.folder) for job in done), "--out", str(folder)]
         _make_report(line if progress else [*line, "--quiet"], progress, command)
     return page
 
@@ -105,14 +105,14 @@ def _make_report(line, progress, command):
         )
 
 # %% ../../nbs/experiments/80_sweep.ipynb #e1b0b069
-def table(jobs: list[Job], out: Path) -> pd.DataFrame:
+def table(jobs: list[Job], folder: Path) -> pd.DataFrame:
     """One row for every job.
 
     Parameters
     ----------
     jobs : list[Job]
         As from `plan`.
-    out : Path
+    folder : Path
         Folder of the sweep, for the scores in its report.
 
     Returns
@@ -121,17 +121,17 @@ def table(jobs: list[Job], out: Path) -> pd.DataFrame:
         Job, screen, preset, each setting that is not the preset's somewhere, seed, max_epochs,
         state, seconds, epochs, why (it failed, or is not in the report), and the main scores.
     """
-    report = _report(out)
+    report = _report(folder)
     scores = _scores(report)
     names = list(dict.fromkeys(k for job in jobs for k in job.changes))
     rows = []
     for job in jobs:
-        folder = str(job.folder.absolute())
+        run = str(job.folder.absolute())
         row = dict(job=job.folder.name, screen=job.label, preset=job.preset)
         row |= {name: _value(job, name) for name in names}
         row |= dict(seed=job.seed, max_epochs=job.max_epochs) | _progress(job)
-        row["why"] = row["why"] or report["left_out"].get(folder, "")
-        rows.append(row | scores.get(folder, {}))
+        row["why"] = row["why"] or report["left_out"].get(run, "")
+        rows.append(row | scores.get(run, {}))
     return pd.DataFrame(rows).astype(dict(epochs="Int64"))
 
 # %% ../../nbs/experiments/80_sweep.ipynb #0d62e670
@@ -144,13 +144,13 @@ def _scores(report):
     }
     return {run["run"]: scored.get(tuple(run[k] for k in key), {}) for run in report["runs"]}
 
-
+# %% ../../nbs/experiments/80_sweep.ipynb #99cd84fb
 def _value(job, name):
     "A setting of a job as text."
     value = job.changes.get(name, getattr(PRESETS[job.preset], name))
     return setting_text(name, value).split("=", 1)[1]
 
-
+# %% ../../nbs/experiments/80_sweep.ipynb #0b569132
 def _progress(job):
     "State, seconds, epochs and why it failed."
     name, seconds, why = state(job)
@@ -160,12 +160,12 @@ def _progress(job):
     return dict(state=name, seconds=seconds, epochs=epochs, why=why)
 
 # %% ../../nbs/experiments/80_sweep.ipynb #b5c1cad0
-def claim(out: Path | str) -> None:
+def claim(folder: Path | str) -> None:
     """Refuse a folder that holds other things than a sweep.
 
     Parameters
     ----------
-    out : Path or str
+    folder : Path or str
         Folder; it need not exist.
 
     Raises
@@ -173,19 +173,19 @@ def claim(out: Path | str) -> None:
     GpovaeError
         With the name of one of the other things.
     """
-    out = Path(out)
-    if not out.is_dir() or (out / "sweep.csv").exists():
+    folder = Path(folder)
+    if not folder.is_dir() or (folder / "sweep.csv").exists():
         return
-    others = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
+    others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
     if others:
         raise GpovaeError(
-            f"{str(out)!r} holds other things ({others[0]}) and is no sweep. Name a new folder."
+            f"{str(folder)!r} holds other things ({others[0]}) and is no sweep. Name a new folder."
         )
 
 # %% ../../nbs/experiments/80_sweep.ipynb #b5c1e9bf
 def sweep(
     jobs: list[Job],
-    out: Path | str,
+    folder: Path | str,
     part: tuple[int, int] = (1, 1),
     workers: int = 1,
     progress: bool = True,
@@ -197,7 +197,7 @@ def sweep(
     ----------
     jobs : list[Job]
         As from `plan`.
-    out : Path or str
+    folder : Path or str
         Folder of the sweep, the same as there.
     part : tuple[int, int], default (1, 1)
         As from `read_part`.
@@ -211,7 +211,7 @@ def sweep(
     Returns
     -------
     tuple[DataFrame, Path or None]
-        The table, also in OUT/sweep.csv; the report, None while jobs wait or run.
+        The table, also in FOLDER/sweep.csv; the report, None while jobs wait or run.
 
     Raises
     ------
@@ -220,27 +220,28 @@ def sweep(
     KeyboardInterrupt
         When asked to end.
     """
-    claim(out)
-    _write_table(jobs, Path(out))
-    page = None
-    try:
-        _run_part(jobs, part, workers, progress, command)
-        if all(state(job).name in ("done", "failed") for job in jobs):
-            page = collect(jobs, Path(out), progress, command)
-    finally:
-        result = _write_table(jobs, Path(out))
-    return result, page
+    claim(folder)
+    return _work_and_collect(jobs, Path(folder), part, workers, progress, command)
 
 # %% ../../nbs/experiments/80_sweep.ipynb #d8102ab6
-def _run_part(jobs, part, workers, progress, command):
-    "Every N-th job; a seed of everything first: what is there when time is up can be compared."
+def _work_and_collect(jobs, folder, part, workers, progress, command):
+    "Every N-th job, then the report if all have ended; the table is written first and last."
+    # a seed of everything first: what is there when time is up can be compared
     mine = sorted(jobs[part[0] - 1 :: part[1]], key=lambda job: job.seed)
-    run_jobs(mine, workers, progress=progress, command=command)
+    page = None
+    _write_table(jobs, folder)
+    try:
+        run_jobs(mine, workers, progress=progress, command=command)
+        if all(state(job).name in ("done", "failed") for job in jobs):
+            page = collect(jobs, folder, progress, command)
+    finally:
+        rows = _write_table(jobs, folder)
+    return rows, page
 
-
-def _write_table(jobs, out):
-    "Make the table, and write it to OUT/sweep.csv."
-    rows = table(jobs, out)
-    with complete(out, "the table of the sweep") as tmp:
+# %% ../../nbs/experiments/80_sweep.ipynb #e71140b8
+def _write_table(jobs, folder):
+    "Make the table, and write it to FOLDER/sweep.csv."
+    rows = table(jobs, folder)
+    with complete(folder, "the table of the sweep") as tmp:
         rows.to_csv(tmp / "sweep.csv", index=False)
     return rows

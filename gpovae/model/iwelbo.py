@@ -68,7 +68,7 @@ class _Shared(NamedTuple):
     theta: torch.Tensor  # (B, genes) inverse dispersion
     constant: torch.Tensor  # (B,) part of the log likelihood that depends on counts alone
 
-
+# %% ../../nbs/model/77_iwelbo.ipynb #46d5bade
 def _shared(vae, batch):
     "What all particles have in common."
     nodes = vae.perturbations.nodes_of(batch.label)
@@ -120,7 +120,8 @@ def _log_weights(vae, batch, shared, noise):
     posterior = vae.encode(shared.x_std, z_p, z_a, batch.lane)
     z_b = posterior.sample(noise.basal)
 
-    prior = Gaussian(torch.zeros(()).to(batch.x), torch.ones(()).to(batch.x))
+    zero = torch.zeros(()).to(batch.x)
+    prior = Gaussian(zero, zero + 1)
     weight = shared.constant + (log_normal(z_b, prior) - log_normal(z_b, posterior)).sum(-1)
     decoded = vae.hidden(z_b, z_p, z_a, batch.lane)
     _add_log_likelihood(weight, (vae, batch, shared.theta), decoded)
@@ -141,7 +142,7 @@ def _add_log_likelihood(weight, cells, decoded):
             f = vae.logits(hidden[block])
             if direct is not None:
                 f.index_add_(-1, measured, direct[block])
-            x, library = batch.x[rows], batch.library[rows]
-            weight[block] -= lost(f, x, library, theta[rows], vae.size_factor)
+            counts = batch.x[rows], batch.library[rows]
+            weight[block] -= lost(f, *counts, theta[rows], vae.size_factor)
 
     in_threads(add, torch.arange(len(batch.label)).split(64))
