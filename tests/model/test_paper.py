@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gpovae.model.iwelbo import iwelbo
 from places import FIXTURES, ROOT
 
 from gpovae.data.minibatch import Batch, mean_shares
 from gpovae.data.register import register
 from gpovae.data.screen import Key
 from gpovae.evaluate.effects import observed_effects
+from gpovae.model.iwelbo import iwelbo
 from gpovae.model.likelihood import log_likelihood, log_mean
 from gpovae.model.objective import (
     cell_weight,

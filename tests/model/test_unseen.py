@@ -1,4 +1,8 @@
-"""Perturbations that were never trained: refused unless asked for; predicted from training cells alone; honest where nothing is known; better than the mean where something is."""
+"""Perturbations that were never trained.
+
+Refused unless asked for; predicted from training cells alone; honest where nothing is known;
+better than the mean where something is.
+"""
 
 import warnings
 
@@ -12,7 +16,8 @@ from gpovae.data.labels import CONTROL
 from gpovae.data.screen import Key, Screen
 from gpovae.evaluate.effects import cells, observed_effects
 from gpovae.evaluate.response import pearson
-from gpovae.model.unseen import EVIDENCE, between, prior_matrix, read_prior
+from gpovae.model.unseen import EVIDENCE, between
+from gpovae.network.prior import prior_matrix, read_prior
 from gpovae.network.regression import fit_network
 
 SMALL = dict(latent=8, basal=(24, 1), embedding=(24, 2), decoder=(24, 2))
