@@ -67,12 +67,14 @@ def ablation_settings(switches: str = "") -> dict[str, dict]:
     """
     corrected = asdict(PRESETS["corrected"])
     paper = asdict(PRESETS["paper"])
+    # what the presets differ in; switches are all but weights and sizes
     published = {k: v for k, v in paper.items() if v != corrected[k]}
     names = [k for k in published if k not in NO_SWITCH]
 
     wanted = {s.strip() for s in switches.split(",") if s.strip()} or set(names)
     if unknown := sorted(wanted - set(names)):
         raise GpovaeError(f"There is no switch {unknown[0]!r}. There is: {', '.join(names)}.")
+    # each with the row that it is compared with
     wanted |= {COMPARED_WITH[k] for k in wanted & set(COMPARED_WITH)}
 
     rows = dict(corrected={})
@@ -154,6 +156,7 @@ def yardsticks(adata: ad.AnnData, seed: int = 0) -> dict[str, dict]:
     if Key.truth not in adata.uns:
         return rows
 
+    # networks that need no model
     rankings = {"mean difference": mean_difference, "inverse x z-score": inverse_effects}
     truths = {k: truth_scores(f(adata), adata.uns[Key.truth]) for k, f in rankings.items()}
     rows |= {k: {m: s[m] for m in ("auprc", "sign_accuracy")} for k, s in truths.items()}
@@ -369,6 +372,7 @@ def ablation(
     """
     settings = ablation_settings(switches)
     idle = _idle_everywhere(screens)
+    # row None: what needs no model
     tasks = [
         dict(path=path, seed=seed, row=row, changes=settings.get(row), max_epochs=max_epochs)
         for seed, path in screens.items()

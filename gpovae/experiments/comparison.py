@@ -40,6 +40,7 @@ def paired(scored: pd.DataFrame, metric: str) -> pd.DataFrame:
 
     trained = wide(rows[has_seed], ["screen", "seed"])
     simple = wide(rows[~has_seed], "screen")
+    # what needs no training has the same value for all seeds of its screen
     if len(trained):
         table = trained.join(simple, on="screen")
     else:
@@ -109,6 +110,7 @@ def differences(scored: pd.DataFrame, drawn: pd.DataFrame | None = None) -> pd.D
         columns = [*key, "drawn_from", "drawn_to"]
         pairs = pairs.merge(drawn[columns], how="left", on=key)
 
+    # sure: every interval that there is excludes zero
     low = pairs[["from", "drawn_from"]].astype(float).min(axis=1)
     high = pairs[["to", "drawn_to"]].astype(float).max(axis=1)
     side = np.where(low > 0, 1, np.where(high < 0, -1, 0))
@@ -120,6 +122,7 @@ def _pairs(scored, metric, trained):
     wide = paired(scored, metric)
     for a, b in combinations(wide, 2):
         d = wide[a] - wide[b]
+        # without a seed, equal differences are one
         if not {a, b} & trained:
             d = d.groupby(level="screen").head(1)
         units = over_units(d)
@@ -146,6 +149,7 @@ def average_ranks(scored: pd.DataFrame) -> pd.DataFrame:
         if metric not in scored or not scored[metric].notna().any():
             continue
         wide = paired(scored, metric).dropna(axis=1)
+        # rounded, so that equal scores tie; for a ratio, one is best
         good = wide.round(6).mul(BEST[metric]) if BEST[metric] else -(wide - 1).abs().round(6)
         rank = good.rank(axis=1, ascending=False)
         ranks[_title(metric)] = rank.groupby(level="screen").mean().mean()
@@ -189,6 +193,7 @@ def standing(pairs: pd.DataFrame, table: pd.DataFrame, metric: str) -> dict:
     value = table["value"].xs(metric, level="metric").astype(float) * BEST[metric]
     best, *others = value.sort_values(ascending=False, kind="stable").index
     rows = pairs[pairs["metric"] == metric]
+    # 1: a is better beyond doubt, -1: b is
     behind = set(rows["b"][(rows["a"] == best) & (rows["sure"] == 1)])
     behind |= set(rows["a"][(rows["b"] == best) & (rows["sure"] == -1)])
     return dict(
@@ -238,6 +243,7 @@ def verdict(pairs: pd.DataFrame, table: pd.DataFrame, metrics: list[str] = MAIN)
 def _counts(standings, ignorant, table):
     "In how many of the decided questions each method is best, or level with the best."
     methods = table.index.get_level_values("method")
+    # a question is decided where no ignorant method is level with the best
     decided = [m for m in standings if not ignorant[m]]
     first = {
         name: [name not in standings[m]["behind"] for m in decided if (name, m) in table.index]

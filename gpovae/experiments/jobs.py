@@ -74,6 +74,7 @@ def content(path: Path | str, progress: bool = False) -> str:
         path.open("rb") as f,
         Bar(total=size, desc=description, unit="B", unit_scale=True, progress=progress) as bar,
     ):
+        # 4 MB at a time: screens may be larger than memory
         while block := f.read(2**22):
             digest.update(block)
             bar.update(len(block))
@@ -113,7 +114,7 @@ def code_version() -> str:
 class Job(NamedTuple):
     """One training of a sweep.
 
-    Attributes
+    Parameters
     ----------
     folder : Path
         Of the run; its log lies beside.
@@ -250,6 +251,7 @@ def _job(sweep, screen, variant, seed, version):
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     changes = {k: v for k, v in settings.items() if v != getattr(PRESETS[preset], k)}
 
+    # what a reader of the folder sees; the hash knows all
     words = [screen.path.stem, preset]
     words += [setting_text(k, v) for k, v in changes.items()]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join([*words, f"seed{seed}"]))
@@ -293,6 +295,7 @@ def _slurm_part(environment):
     task, low, high, step, n = (
         int(environment.get(f"SLURM_ARRAY_TASK_{k}", default)) for k, default in defaults.items()
     )
+    # an array such as 1,4,5 has no regular parts
     if low + step * (n - 1) != high:
         raise GpovaeError(
             f"The tasks of this array are not evenly spaced ({n} of them from {low} to {high}), so"

@@ -153,9 +153,11 @@ def stand_in(name: str, scale: float = 1.0, seed: int = 0) -> ad.AnnData:
     if not 0 < scale <= 1:
         raise GpovaeError(f"scale={scale} must be above 0 and at most 1.")
     least = dict(perturbed=4, extended=4, cells=600, genes=80)
+    # a screen below these sizes cannot be prepared
     n = {k: max(round(shape[k] * scale), v) for k, v in least.items()}
     adata = simulated(
         n["cells"],
+        # room for genes that are no nodes
         max(n["genes"], n["perturbed"] + n["extended"] + 20),
         n["perturbed"],
         n_downstream=n["extended"],
@@ -185,6 +187,7 @@ def _score(adata, effects, edges, split, seed):
     if edges is None:
         return row
 
+    # edges among perturbed genes, G0 of the paper
     perturbed = set(Screen(adata).targets)
     among = edges["source"].isin(perturbed) & edges["target"].isin(perturbed)
     row["n_edges"] = int(among.sum())
@@ -256,6 +259,7 @@ def paper_runs(screens: dict, max_epochs: int | None = None, jobs: int = 1) -> p
     ]
     results = list(work(_paper_job, tasks, jobs, "paper"))
     runs = pd.DataFrame([row for rows in results for row in rows])
+    # rows in the order of the paper's argument
     methods = ["paper", "corrected", *_MEANS, "ceiling", _HALVES]
     rank = dict(screen=list(screens), method=methods, cells=[*_CELLS, "training"])
     return runs.sort_values(
@@ -297,7 +301,7 @@ def paper_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/experiments/50_published.ipynb #9b45db60
 def finding(runs: pd.DataFrame, simple: str = "training mean", model: str = "paper") -> dict:
-    """Is the mean ahead of the model on held-out cells?
+    """Whether the mean is ahead of the model on held-out cells.
 
     Parameters
     ----------

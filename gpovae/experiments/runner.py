@@ -64,6 +64,7 @@ def _last_lines(path, n_bytes=20_000):
             text = f.read().decode(errors="replace")
     except OSError:
         return []
+    # a progress bar rewrites its line: its last state counts
     lines = [line.strip() for line in text.split("\n")]
     return [line.rsplit("\r", 1)[-1] for line in lines if line]
 
@@ -83,7 +84,7 @@ def _is_locked(path):
 class State(NamedTuple):
     """Where a job stands.
 
-    Attributes
+    Parameters
     ----------
     name : str
         "done", "running", "failed", "interrupted" or "waiting".
@@ -115,6 +116,7 @@ def state(job: Job) -> State:
         Such as State("failed", 3.1, "exit status 2: Error: no memory").
     """
     lines = _last_lines(job.log)
+    # how the last attempt ended, if its sweep lived to write it
     end = _END.fullmatch(lines[-1]) if lines else None
     seconds = float(end[3]) if end else None
     if whole(job.folder):
@@ -185,6 +187,7 @@ def environment(threads: int) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     for library in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
         name = f"{library}_NUM_THREADS"
+        # no more than the user allows
         is_limited = re.fullmatch(r"[1-9]\d*", env.get(name, ""))
         env[name] = str(min(threads, int(env[name])) if is_limited else threads)
     return env
@@ -202,6 +205,7 @@ def _start(job, threads, command):
 
     _tidy(job.folder)
     log.write(_heading(job, threads).encode())
+    # a session of its own, so that a signal reaches all that it starts
     process = subprocess.Popen(
         [*command, *job.line[1:]],
         stdin=subprocess.DEVNULL,

@@ -54,6 +54,7 @@ def _load(runs):
     models = {(r.method, r.seed): GPOVAE.load(r.run, adata) for r in runs.itertuples()}
     trained = set.intersection(*(set(m.labels) for m in models.values()))
 
+    # scored together: what has test cells and was trained by all
     screen = Screen(adata)
     labels = screen.labels[screen.rows("test", fail=False)]
     tested = sorted(set(labels.tolist()) - {CONTROL})
@@ -123,6 +124,7 @@ def _score_effects(compared, observed, n, seed):
     simple = baselines(compared.adata, perturbations)
     effects |= {(k, None): v for k, v in simple.items()}
 
+    # the first row of weights is the sample itself
     size = len(perturbations)
     draws = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=n)
     weights = np.vstack([np.ones(size), draws])
@@ -140,6 +142,7 @@ def _drawn(values):
 
     rows = []
     for a, b in combinations(seeds, 2):
+        # on common seeds; None stands for what needs no training
         pairs = [(s, s) for s in seeds[a] & seeds[b]]
         pairs = pairs or [(s, t) for s, t in product(seeds[a], seeds[b]) if None in (s, t)]
         for metric in METRICS if pairs else ():
@@ -157,6 +160,7 @@ def _score_networks(adata, models, seed):
     Seed None where there is no training.
     """
     rankings = {k: m.network(min_probability=0) for k, m in models.items()}
+    # the median of what the runs call more likely than not
     sizes = [(e["probability"] > SIZE_PROBABILITY).sum() for e in rankings.values()]
     size = max(int(np.median(sizes)), 1)
     simple = networks(adata, None, seed, slow=False)

@@ -68,7 +68,7 @@ def collect(
     Returns
     -------
     Path or None
-        compare.html; None where no run is whole.
+        The page compare.html; None where no run is whole.
 
     Raises
     ------
@@ -123,6 +123,7 @@ def table(jobs: list[Job], folder: Path) -> pd.DataFrame:
     """
     report = _report(folder)
     scores = _scores(report)
+    # a column for each setting that is not the preset's somewhere
     names = list(dict.fromkeys(k for job in jobs for k in job.changes))
     rows = []
     for job in jobs:
@@ -156,6 +157,7 @@ def _progress(job):
     name, seconds, why = state(job)
     epochs = None
     if name == "done":
+        # a line for each epoch, below the header
         epochs = len((job.folder / "history.csv").read_text().splitlines()) - 1
     return dict(state=name, seconds=seconds, epochs=epochs, why=why)
 

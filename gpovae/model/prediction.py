@@ -27,7 +27,7 @@ from .vae import VAE
 class Context(NamedTuple):
     """Control cells in which effects are evaluated.
 
-    Attributes
+    Parameters
     ----------
     z_b : Tensor
         (C, L) draws from the posterior of their basal states.
@@ -246,7 +246,7 @@ def _fill_block(mean, model, values, targets, bar):
 class AverageEffects(NamedTuple):
     """Predicted effects of R perturbations, in log2 units.
 
-    Attributes
+    Parameters
     ----------
     effect : ndarray
         (R, genes) average treatment effects.
