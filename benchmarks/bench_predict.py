@@ -22,17 +22,16 @@ import gpovae
 from gpovae.data.minibatch import Batch
 from gpovae.data.responses import Responses
 from gpovae.data.simulate import simulated
+from gpovae.model.iwelbo import iwelbo, particles
 from gpovae.model.likelihood import expected_log2, log_mean
 from gpovae.model.prediction import (
     Context,
     average_effects,
     control_context,
-    iwelbo,
     latents,
     log2_table,
     mean_latent,
     mean_log2,
-    particles,
 )
 from gpovae.model.presets import make_settings
 from gpovae.model.vae import VAE, ResponseBuffers

@@ -756,7 +756,7 @@ def sweep(screens, out, seeds, presets, settings, max_epochs, workers, part, dry
         s.read_seeds(seeds),
         read_settings(Settings, settings),
         max_epochs,
-        not quiet,
+        progress=not quiet,
     )
     mine = jobs[part[0] - 1 :: part[1]]
     said = f"{out}" + f", part {part[0]} of {part[1]}" * (part[1] > 1)

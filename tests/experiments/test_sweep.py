@@ -1,4 +1,8 @@
-"""Sweeps: what makes a job, what counts as done, and what survives: a killed job, a killed sweep, two sweeps at once, Ctrl-C. Most of it with something that pretends to be `gpovae`; one sweep is real."""
+"""Sweeps: what makes a job, what counts as done, and what survives.
+
+A killed job, a killed sweep, two sweeps at once, Ctrl-C. Most of it with something that pretends
+to be `gpovae`; one sweep is real.
+"""
 
 import functools
 import json
@@ -21,39 +25,14 @@ from click.testing import CliRunner
 from gpovae.app.cli import main
 from gpovae.core.errors import GpovaeError
 from gpovae.core.options import read_settings, setting_text
+from gpovae.experiments import jobs as sweep_jobs
 from gpovae.experiments import sweep
 from gpovae.model.presets import PRESETS, Settings, make_settings
 
 # Writes the run, or the report, that it is asked for; the environment variable PRETEND says what
 # goes wrong for which preset and seed.
-PRETEND = [
-    sys.executable,
-    "-S",
-    "-c",
-    """
-import hashlib, json, os, sys, time
-argument = lambda k: sys.argv[sys.argv.index(k) + 1]
-out = argument("--out"); os.makedirs(out, exist_ok=True)
-def write(**files):
-    for name, text in files.items():
-        with open(f"{out}/{name.replace('__', '.')}", "w") as f: f.write(text)
-if sys.argv[1] == "compare":
-    runs = [a for a in sys.argv[2:sys.argv.index("--out")]]
-    told = [dict(run=os.path.abspath(r), method="corrected", seed=i, screen="s") for i, r in enumerate(runs)]
-    write(compare__json=json.dumps(dict(runs=told, left_out={}, scored=[dict(screen="s", method="corrected", seed=float(t["seed"]), ate_rho=t["seed"] / 10) for t in told])), compare__html="")
-    sys.exit()
-print("threads", os.environ["OMP_NUM_THREADS"], "of Slurm:", [k for k in os.environ if k.startswith("SLURM_")], flush=True)
-what = json.loads(os.environ.get("PRETEND", "{}")).get(argument("--preset") + argument("--seed"), "")
-with open(f"{out}.starts", "a") as f: f.write("x")
-if what == "kill": write(model__safetensors="ha", history__csv=""); os.mkdir(f"{out}/.gpovae-left"); os.kill(os.getpid(), 9)
-if what == "error": sys.exit("Traceback of something\\\\nRuntimeError: the screen is broken")
-if what == "nothing": sys.exit()
-if what == "sleep": time.sleep(60)
-time.sleep(float(what or 0))
-signed = dict(files={"model.safetensors": hashlib.sha256(b"weights").hexdigest()}, format=3)
-write(model__safetensors="weights", history__csv="epoch\\\\n0\\\\n1\\\\n", settings__json=json.dumps(signed | dict(data=argument("--out") + "/../" + sys.argv[2], checksum=hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest())))
-""".replace("\\\\n", "\\n"),
-]
+SCRIPT = Path(__file__).with_name("pretend.py").read_text()
+PRETEND = [sys.executable, "-S", "-c", SCRIPT]
 quick = functools.partial(sweep.sweep, progress=False, command=PRETEND)
 
 
@@ -87,25 +66,10 @@ def starts(job):
 
 def test_settings_from_text_and_back():
     for preset, s in PRESETS.items():
-        there = asdict(s)
-        assert {
-            k: v
-            for k, (v,) in read_settings(
-                Settings, [setting_text(k, v) for k, v in there.items()]
-            ).items()
-        } == there
-        assert (
-            make_settings(
-                preset,
-                **{
-                    k: v
-                    for k, (v,) in read_settings(
-                        Settings, Settings, [setting_text(k, v) for k, v in there.items()]
-                    ).items()
-                },
-            )
-            == s
-        )
+        texts = [setting_text(k, v) for k, v in asdict(s).items()]
+        values = {k: v for k, (v,) in read_settings(Settings, texts).items()}
+        assert values == asdict(s)
+        assert make_settings(preset, **values) == s
     for bad in (
         "particles=0",
         "particles=1.5",
@@ -152,7 +116,12 @@ def test_jobs_are_the_product_and_a_hash_knows_each(place):
 def mark(**changes):
     return sweep.plan(
         **dict(
-            screens=["a.h5ad"], out="s", presets=["corrected"], seeds=[0], settings={}, max_epochs=3
+            screens=["a.h5ad"],
+            folder="s",
+            presets=["corrected"],
+            seeds=[0],
+            settings={},
+            max_epochs=3,
         )
         | changes
     )[0].folder.name[-10:]
@@ -167,7 +136,7 @@ def test_what_decides_a_training_decides_the_hash(place, monkeypatch):
         same
         == mark()
         == mark(screens=["c.h5ad"])
-        == mark(screens=[place / "a.h5ad"], out="elsewhere")
+        == mark(screens=[place / "a.h5ad"], folder="elsewhere")
         == mark(settings=dict(particles=[1]))
     )
     assert mark(max_epochs=None) == mark(max_epochs=PRESETS["corrected"].max_epochs)
@@ -182,7 +151,7 @@ def test_what_decides_a_training_decides_the_hash(place, monkeypatch):
         m.setattr("gpovae.__version__", "9.9")
         others.append(mark())
     with monkeypatch.context() as m:
-        m.setattr(sweep, "code_version", lambda: "0.1.0 other code")
+        m.setattr(sweep_jobs, "code_version", lambda: "0.1.0 other code")
         others.append(mark())
     with monkeypatch.context() as m:
         m.setitem(PRESETS, "corrected", make_settings("corrected", beta=0.2))
@@ -195,23 +164,27 @@ def test_what_decides_a_training_decides_the_hash(place, monkeypatch):
 
 def test_the_code_counts(tmp_path, monkeypatch):
     shutil.copytree(
-        Path(sweep.gpovae.__file__).parent,
+        Path(sweep_jobs.gpovae.__file__).parent,
         tmp_path / "gpovae",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    monkeypatch.setattr(sweep.gpovae, "__file__", str(tmp_path / "gpovae/__init__.py"))
-    before = sweep.code_version()
+    monkeypatch.setattr(sweep_jobs.gpovae, "__file__", str(tmp_path / "gpovae/__init__.py"))
+    before = sweep_jobs.code_version()
     for name, counts in {
-        "cli.py": False,
-        "plots.py": False,
+        "app/cli.py": False,
+        "plots/tables.py": False,
         "api.py": True,
+        "core/options.py": True,
+        "data/screen.py": True,
+        "network/grn.py": True,
         "model/vae.py": True,
+        "train/loop.py": True,
         "evaluate/baselines.py": True,
     }.items():
         with open(tmp_path / "gpovae" / name, "a") as f:
             f.write("\n# changed\n")
-        assert (sweep.code_version() != before) == counts, name
-        before = sweep.code_version()
+        assert (sweep_jobs.code_version() != before) == counts, name
+        before = sweep_jobs.code_version()
 
 
 def test_a_crash_is_one_job_less(place, monkeypatch):
@@ -531,13 +504,11 @@ def test_what_the_report_leaves_out_is_said(place, monkeypatch):
 
 
 def test_a_report_that_fails_loses_nothing(place, monkeypatch):
-    failing = [
-        *PRETEND[:3],
-        PRETEND[3].replace(
-            'if sys.argv[1] == "compare":',
-            'if sys.argv[1] == "compare": sys.exit("Error: no kernel")\nif False:',
-        ),
-    ]
+    broken = """import sys
+if sys.argv[1] == "compare":
+    sys.exit("Error: no kernel")
+"""
+    failing = [*PRETEND[:3], broken + SCRIPT]
     jobs = plan()
     with pytest.raises(
         GpovaeError, match=r"no kernel \(exit status 1\). Once more: gpovae compare s/a-"

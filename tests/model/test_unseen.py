@@ -1,4 +1,8 @@
-"""Perturbations that were never trained: refused unless asked for; predicted from training cells alone; honest where nothing is known; better than the mean where something is."""
+"""Perturbations that were never trained.
+
+Refused unless asked for; predicted from training cells alone; honest where nothing is known;
+better than the mean where something is.
+"""
 
 import warnings
 
@@ -12,7 +16,8 @@ from gpovae.data.labels import CONTROL
 from gpovae.data.screen import Key, Screen
 from gpovae.evaluate.effects import cells, observed_effects
 from gpovae.evaluate.response import pearson
-from gpovae.model.unseen import EVIDENCE, between, prior_matrix, read_prior
+from gpovae.model.unseen import EVIDENCE, between
+from gpovae.network.prior import prior_matrix, read_prior
 from gpovae.network.regression import fit_network
 
 SMALL = dict(latent=8, basal=(24, 1), embedding=(24, 2), decoder=(24, 2))
@@ -292,7 +297,7 @@ def test_combinations(model, held):
     b = held[0]
     gene = next(g for g in model.genes if g not in model.nodes.index)
     p = quiet(model, [a, b, f"{a}+{b}", f"{b}+{gene}", f"{b}+{a}"])
-    single = dict(zip(p.obs_names, p.obs.evidence))
+    single = dict(zip(p.obs_names, p.obs.evidence, strict=True))
     assert (
         p.obs.evidence.iloc[2] == max(single[a], single[b], key=EVIDENCE.index)
         and p.obs.evidence.iloc[3] == "none"
@@ -315,7 +320,7 @@ def test_whatever_else_is_asked_for(model, held):
 def test_save_and_load(model, held, right, tmp_path):
     before = [quiet(model, held), quiet(model, held, prior=right)]
     loaded = gpovae.GPOVAE.load(model.save(tmp_path / "run"))  # without the screen
-    for p, q in zip(before, [quiet(loaded, held), quiet(loaded, held, prior=right)]):
+    for p, q in zip(before, [quiet(loaded, held), quiet(loaded, held, prior=right)], strict=True):
         assert (
             np.array_equal(p.X, q.X)
             and np.array_equal(p.layers["spread"], q.layers["spread"])

@@ -20,7 +20,7 @@ from gpovae.data.screen import Key, Screen
 from gpovae.data.split import split_cells
 from gpovae.model.likelihood import log_likelihood
 from gpovae.model.objective import draw, objective
-from gpovae.model.prediction import iwelbo, particles
+from gpovae.model.iwelbo import iwelbo, particles
 from gpovae.model.presets import make_settings
 from gpovae.train.loop import build, fit
 
@@ -249,7 +249,7 @@ def test_gradients_are_finite_in_odd_batches(screen, preset):
             continue
         gradients(vae, s, cells[rows])
         assert torch.isfinite(
-            iwelbo(vae, cells[rows], particles(vae, cells[rows], 3, part=2))
+            iwelbo(vae, cells[rows], particles(vae, cells[rows], 3, block=2))
         ).all()
 
 

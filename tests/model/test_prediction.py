@@ -1,4 +1,7 @@
-"""Average effects and IWELBO: against the exact quadrature and plain formulations, honest errors, nothing that depends on company or on how the work is cut up."""
+"""Average effects and IWELBO: against the exact quadrature and plain formulations.
+
+Honest errors; nothing depends on company or on how the work is cut up.
+"""
 
 import math
 import resource
@@ -9,19 +12,18 @@ import pytest
 import torch
 
 from gpovae.data.minibatch import Batch
-from gpovae.model import prediction as predict
 from gpovae.model.averages import Log2Table, add_log2, log_total
+from gpovae.model.iwelbo import iwelbo, particles
 from gpovae.model.likelihood import expected_log2, log_mean
 from gpovae.model.prediction import (
     Context,
     average_effects,
     effects_of,
     in_threads,
-    iwelbo,
     mean_latent,
     mean_log2,
-    particles,
 )
+from gpovae.model.vae import Noise
 
 N, GENES, CELLS = 12, 150, 24
 
@@ -124,7 +126,7 @@ def test_spread_is_that_of_the_draws(model):
     few = Context(*(t[:8] for t in context))
     drawn = mean_latent(vae, torch.tensor([3, 9]))[1]
     spread = average_effects(vae, context, [[3], [3, 9]])[2]
-    for row, (z, ts) in zip(spread, ((drawn[:, 0], [3]), (drawn.sum(1), [3, 9]))):
+    for row, (z, ts) in zip(spread, ((drawn[:, 0], [3]), (drawn.sum(1), [3, 9])), strict=True):
         assert (
             np.abs(row - torch.stack([quadrature(vae, few, d, ts) for d in z]).std(0).numpy()).max()
             < 1e-4
@@ -165,7 +167,7 @@ def test_the_same_again_alone_and_in_company(model):
     a, b, alone = (
         average_effects(vae, context, w) for w in (everything, everything, everything[5:6])
     )
-    for x, y, z in zip(a, b, alone):
+    for x, y, z in zip(a, b, alone, strict=True):
         assert np.array_equal(x, y)  # the same call: the same bits
         assert np.abs(x[5] - z[0]).max() < 2e-6 and np.abs(x[5] - x[5 + N * 5]).max() < 2e-6
     assert [len(x) for x in average_effects(vae, context, [])] == [0, 0, 0]
@@ -177,7 +179,7 @@ def test_threads_change_nothing(model, monkeypatch):
     one = average_effects(vae, context, everything, draws=2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    for x, y in zip(one, average_effects(vae, context, everything, draws=2)):
+    for x, y in zip(one, average_effects(vae, context, everything, draws=2), strict=True):
         assert np.abs(x - y).max() < 2e-6
 
 
@@ -196,8 +198,9 @@ def test_a_failing_thread_is_heard_and_leaves_no_trace(monkeypatch):
 
 
 def test_the_error_is_what_contexts_show():
-    """Effects in 12 contexts of 24 cells scatter as the standard error over the cells of one context
-    says.
+    """Effects scatter as the standard error over the cells of one context says.
+
+    In 12 contexts of 24 cells.
     """
     vae, context = bench_predict.synthetic("corrected", GENES, N, 288, seed=3)
     parts = [Context(*(t[i : i + CELLS] for t in context)) for i in range(0, 288, CELLS)]
@@ -248,7 +251,7 @@ def batch(model):
 
 def test_iwelbo_is_the_plain_one(model, batch):
     vae, _ = model
-    same = list(particles(vae, batch, 6, part=4))
+    same = list(particles(vae, batch, 6, block=4))
     assert torch.allclose(
         iwelbo(vae, batch, same), bench_predict.plain_iwelbo(vae, batch, same), rtol=5e-6
     )
@@ -256,9 +259,9 @@ def test_iwelbo_is_the_plain_one(model, batch):
 
 def test_iwelbo_does_not_depend_on_how_it_is_cut(model, batch, monkeypatch):
     vae, _ = model
-    noise = list(particles(vae, batch, 6, part=6))
+    noise = list(particles(vae, batch, 6, block=6))
     whole = iwelbo(vae, batch, noise)
-    single = [predict.Noise(*(t[i : i + 1] for t in noise[0])) for i in range(6)]
+    single = [Noise(*(t[i : i + 1] for t in noise[0])) for i in range(6)]
     assert torch.allclose(whole, iwelbo(vae, batch, single), rtol=2e-6)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)

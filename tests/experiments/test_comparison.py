@@ -1,4 +1,7 @@
-"""Comparisons of many runs: pairing, intervals, ranks and verdicts with known answers; how runs are found and told apart; the published figures."""
+"""Comparisons of many runs: pairing, intervals, ranks and verdicts with known answers.
+
+How runs are found and told apart; the published figures.
+"""
 
 import json
 import shutil
@@ -12,7 +15,8 @@ from gpovae.api import _checksum
 from gpovae.core.errors import GpovaeError
 from gpovae.experiments import ablation as studies
 from gpovae.experiments import comparison as compare
-from gpovae.experiments import published
+from gpovae.experiments import published, scoring
+from gpovae.experiments.runs import find_runs, read_runs
 
 
 def table(**methods):
@@ -89,7 +93,7 @@ def test_seeds_are_no_screens():
 
 def test_without_a_difference_five_percent_are_sure():
     rng = np.random.default_rng(0)
-    n = 600
+    n = 400
     sure = []
     for _ in range(n):
         level = rng.normal(0, 1, 5)  # screens differ far more than methods do
@@ -133,7 +137,7 @@ def test_baselines_have_no_seeds():
     assert s.loc[("mean", "ate_rho"), "n"] == 1 and np.isnan(s.loc[("mean", "ate_rho"), "from"])
 
 
-@pytest.mark.parametrize("metric", [m for m in compare.SCORED if compare.BEST[m] < 0])
+@pytest.mark.parametrize("metric", [m for m in scoring.SCORED if scoring.BEST[m] < 0])
 def test_less_is_better(metric):
     t = table(
         low={("x", i): 0.2 + i / 1000 for i in range(3)}, high={("x", i): 0.3 for i in range(3)}
@@ -157,7 +161,7 @@ def test_ranks_of_ties_gaps_and_ratios():
         r.dropna().to_dict() == dict(a=(1.5 + 2) / 2, b=(1.5 + 3) / 2, c=(3 + 1) / 2)
         and "gap" not in r.dropna()
     )
-    for ratio in (m for m in compare.SCORED if compare.BEST[m] == 0):  # one is best
+    for ratio in (m for m in scoring.SCORED if scoring.BEST[m] == 0):  # one is best
         t = table(half={("x", 0): 0.5}, one={("x", 0): 1.1}, twice={("x", 0): 2.0}).rename(
             columns=dict(ate_rho=ratio)
         )
@@ -188,7 +192,7 @@ def test_runs_are_found_once_and_named(tmp_path):
         (tmp_path / name / "settings.json").write_text("{}")
 
     def names(text):
-        return [(n, str(p.relative_to(tmp_path))) for n, p in compare.find_runs(text)]
+        return [(n, str(p.relative_to(tmp_path))) for n, p in find_runs(text)]
 
     assert names(f"{tmp_path}/s/b,{tmp_path}/s") == [("", "s/b"), ("", "s/a")]
     # an equals sign in a folder that exists
@@ -200,7 +204,7 @@ def test_runs_are_found_once_and_named(tmp_path):
         (f"x={tmp_path}/nowhere", "no run at"),
     ):
         with pytest.raises(GpovaeError, match=message):
-            compare.find_runs(text)
+            find_runs(text)
 
 
 def test_what_cannot_be_used_is_named(run_folder, tmp_path):
@@ -223,7 +227,7 @@ def test_what_cannot_be_used_is_named(run_folder, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/settings.json").write_text("[]")
     copy("text", dict(data=str(tmp_path / "notes/settings.json")))
-    runs, out = compare.read_runs(compare.find_runs(f"{tmp_path}/[!r]*, second={tmp_path}/renamed"))
+    runs, out = read_runs(find_runs(f"{tmp_path}/[!r]*, second={tmp_path}/renamed"))
     assert runs[["method", "seed"]].to_numpy().tolist() == [
         ["corrected", 0],
         ["second", 0],
@@ -237,14 +241,14 @@ def test_what_cannot_be_used_is_named(run_folder, tmp_path):
         and "same screen, method and seed" in why["again"]
     )
     with pytest.raises(GpovaeError, match="None of the runs can be used. .*gone.*screen is gone"):
-        compare.read_runs([("", tmp_path / "gone")])
+        read_runs([("", tmp_path / "gone")])
 
 
 def test_baselines_are_scored_once_and_models_as_alone(run_folder):
     from gpovae import GPOVAE
 
-    runs, _ = compare.read_runs([("one", run_folder / "run"), ("two", run_folder / "run")])
-    scored, drawn, screens = compare.score_runs(runs, n=50)
+    runs, _ = read_runs([("one", run_folder / "run"), ("two", run_folder / "run")])
+    scored, drawn, screens = scoring.score_runs(runs, n=50)
     alone = GPOVAE.load(run_folder / "run").evaluate()
     wide = scored.set_index("method")
     assert wide.index.is_unique and (wide.loc["one", "ate_rho"] == wide.loc["two", "ate_rho"])
@@ -332,8 +336,9 @@ def test_screens_of_the_paper_are_prepared_ones(run_folder):
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory):
-    """A screen without one gene and without one pair, both parts of which were trained, and a run on
-    it.
+    """A screen and a run on it.
+
+    Without one gene, and without one pair, both parts of which were trained.
     """
     import gpovae
 
@@ -363,8 +368,8 @@ def held_out(tmp_path_factory):
 
 def test_held_out_perturbations_leave_the_comparison_as_they_leave_evaluate(held_out):
     folder, model, held = held_out
-    runs, _ = compare.read_runs(compare.find_runs(str(folder / "run")))
-    scored, _, screens = compare.score_runs(runs, n=20)
+    runs, _ = read_runs(find_runs(str(folder / "run")))
+    scored, _, screens = scoring.score_runs(runs, n=20)
     alone = model.evaluate(thorough=False)
     wide = scored.set_index("method")
     assert set(alone.evidence.index) == held == set(
@@ -377,7 +382,7 @@ def test_held_out_perturbations_leave_the_comparison_as_they_leave_evaluate(held
         "shrunken training mean": "shrunken training mean",
         "ridge (low-rank linear)": "ridge (low-rank linear)",
     }.items():
-        for m in compare.METRICS:
+        for m in scoring.METRICS:
             assert wide.loc[method, m] == pytest.approx(
                 alone.response.loc[row, m], abs=1e-6, nan_ok=True
             ), (method, m)
@@ -386,7 +391,7 @@ def test_held_out_perturbations_leave_the_comparison_as_they_leave_evaluate(held
         "mean difference": "mean difference",
         "z-score": "z-score",
     }.items():
-        for m in set(compare.NETWORK) - {"auprc"}:
+        for m in set(scoring.NETWORK) - {"auprc"}:
             assert wide.loc[method, m] == pytest.approx(alone.network.loc[row, m], abs=1e-9), (
                 method,
                 m,
@@ -412,7 +417,7 @@ def test_folders_with_commas(tmp_path):
         (tmp_path / name / "settings.json").write_text("{}")
 
     def names(text):
-        return [(n, str(p.relative_to(tmp_path))) for n, p in compare.find_runs(text)]
+        return [(n, str(p.relative_to(tmp_path))) for n, p in find_runs(text)]
 
     assert names(f"{tmp_path}/a,b") == [("", "a,b")] and names(f"x = {tmp_path}/a,b") == [
         ("x", "a,b")
@@ -425,4 +430,4 @@ def test_folders_with_commas(tmp_path):
     ]
     with pytest.raises(GpovaeError, match="no run at .*nowhere"):
         # longer than a name may be
-        compare.find_runs(",".join([f"{tmp_path}/a"] * 200 + ["nowhere"]))
+        find_runs(",".join([f"{tmp_path}/a"] * 200 + ["nowhere"]))
