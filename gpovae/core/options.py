@@ -7,14 +7,12 @@ __all__ = ['check_settings', 'once', 'read_settings', 'setting_text', 'option', 
 
 # %% ../../nbs/core/20_options.ipynb #c379b92b
 import inspect
+import math
 import re
 from dataclasses import field, fields
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin
-
-import numpy as np
-import pandas as pd
 
 from .errors import GpovaeError
 
@@ -43,6 +41,21 @@ def _need(kind) -> str:
     return _NEED.get(kind) or f"a {kind.__name__}"
 
 # %% ../../nbs/core/20_options.ipynb #02f389dd
+def _list_types() -> tuple[type, ...]:
+    "What counts as a list; the command line starts without numpy and pandas."
+    import numpy as np
+    import pandas as pd
+
+    return list, tuple, set, np.ndarray, pd.Series, pd.Index
+
+
+def _is_bool(value) -> bool:
+    "True for a truth value of Python or of numpy."
+    import numpy as np
+
+    return isinstance(value, (bool, np.bool_))
+
+
 def _fits(value, kind) -> bool:
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
@@ -53,16 +66,14 @@ def _fits(value, kind) -> bool:
             and all(map(_fits, value, get_args(kind)))
         )
     if get_origin(kind) is list:
-        return isinstance(value, (list, tuple, set, np.ndarray, pd.Series, pd.Index)) and all(
-            _fits(v, get_args(kind)[0]) for v in value
-        )
+        return isinstance(value, _list_types()) and all(_fits(v, get_args(kind)[0]) for v in value)
     if kind in (int, float):
         return (
             isinstance(value, Integral if kind is int else Real)
             and not isinstance(value, bool)
-            and abs(value) < np.inf
+            and abs(value) < math.inf
         )
-    return isinstance(value, (bool, np.bool_) if kind is bool else get_origin(kind) or kind)
+    return _is_bool(value) if kind is bool else isinstance(value, get_origin(kind) or kind)
 
 # %% ../../nbs/core/20_options.ipynb #02f3a8cc
 def check_settings(values: dict, kinds: dict) -> None:
@@ -230,12 +241,17 @@ def takes(options: type):
     def decorate(function):
         signature = inspect.signature(function)
         kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        # an option that may be given by position stands in the signature already
+        written = {p.name: p.default for p in kept}
         added = [
             inspect.Parameter(
                 f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
             )
             for f in fields(options)
+            if f.name not in written
         ]
+        if any(written.get(f.name, f.default) != f.default for f in fields(options)):
+            raise TypeError(f"{function.__name__} and {options.__name__} differ in a default.")
         function.__signature__ = signature.replace(parameters=kept + added)
         function.__doc__ = _with_parameters(inspect.cleandoc(function.__doc__), options)
         return function
@@ -254,3 +270,9 @@ def _with_parameters(doc: str, options: type) -> str:
     if "Parameters\n----------" not in head:
         head += "\n\nParameters\n----------"
     return f"{head}\n{listed}{found}{tail}"
+
+# %% ../../nbs/core/20_options.ipynb #0b710012
+def documented(options: type) -> type:
+    "Class decorator: the docstring of a dataclass of options lists its fields."
+    options.__doc__ = _with_parameters(inspect.cleandoc(options.__doc__), options)
+    return options
