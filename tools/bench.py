@@ -65,7 +65,7 @@ from sklearn.metrics import average_precision_score
 from tqdm import tqdm
 
 from gpovae import GPOVAE, GpovaeError, api, datasets, plots, prepare
-from gpovae.app import reports
+from gpovae.app import page, reports
 from gpovae.core.provenance import complete
 from gpovae.data import prepare as preparation
 from gpovae.data import stream
@@ -268,7 +268,7 @@ def resumed(name, function, wanted, options):
             function, [job | dict(folder=folder) for job in todo], options.jobs, name
         ):
             found, job = (
-                reports.plain(found),
+                page.plain(found),
                 next(
                     j
                     for j in todo
@@ -710,7 +710,7 @@ def large(options):
                 raw.unlink()
             runs.append(row)
             print(
-                json.dumps(reports.plain({k: v for k, v in row.items() if k != "record"})),
+                json.dumps(page.plain({k: v for k, v in row.items() if k != "record"})),
                 flush=True,
             )
     return dict(
@@ -877,7 +877,7 @@ def scale(options):
                 else {}
             )
             runs.append(row)
-            print(json.dumps(reports.plain(row)), flush=True)
+            print(json.dumps(page.plain(row)), flush=True)
         for genes, screen in LOADING.items():
             path = Path(folder) / f"loading{genes}.h5ad"
             if not path.exists():
@@ -898,7 +898,7 @@ def scale(options):
                     file_gib=p.stat().st_size / 2**30,
                 ) | alone(load_scale, p, where)
                 loading.append(row)
-                print(json.dumps(reports.plain(row)), flush=True)
+                print(json.dumps(page.plain(row)), flush=True)
     return dict(
         screen=SCALE,
         block=stream.BLOCK,
@@ -1327,7 +1327,7 @@ def main(*arguments):
             continue
         memory = psutil.virtual_memory().total / 2**30
         given = [a for a in arguments if a not in KNOWN]
-        reports.write_json(
+        page.write_json(
             options.out / f"{name}.json",
             dict(
                 date=datetime.date.today().isoformat(),

@@ -12,7 +12,7 @@ import re
 from dataclasses import field, fields
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Literal, Union, get_args, get_origin
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import GpovaeError
 
@@ -276,3 +276,13 @@ def documented(options: type) -> type:
     "Class decorator: the docstring of a dataclass of options lists its fields."
     options.__doc__ = _with_parameters(inspect.cleandoc(options.__doc__), options)
     return options
+
+
+def check_fields(options) -> None:
+    """Refuse values of another type than the dataclass declares.
+
+    An annotation that is a text may name pandas as pd.
+    """
+    import pandas as pd
+
+    check_settings(vars(options), get_type_hints(type(options), localns=dict(pd=pd)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import GpovaeError
-from ..core.options import documented, option
+from ..core.options import check_fields, documented, option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,6 +92,9 @@ class PrepareOptions(_Choice):
     )
     n_matches: int = option(10, "About how many controls share in the match of a cell.")
     seed: int = option(0, "Decides every random choice.")
+
+    def __post_init__(self):
+        check_fields(self)
 
 # %% ../../nbs/data/85_options.ipynb #0d0a000b
 def prepare_options(**settings) -> PrepareOptions:

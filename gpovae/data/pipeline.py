@@ -9,13 +9,11 @@ __all__ = []
 # %% ../../nbs/data/86_pipeline.ipynb #0d0c0003
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_type_hints
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
-from ..core.options import check_settings
 from ..core.progress import Bar
 from ..core.provenance import digest, storable, versions
 from .matching import match_controls
@@ -218,11 +216,6 @@ def parameters_of(options: PrepareOptions) -> dict:
     return storable(vars(options) | dict(strong=_strong_name(options)))
 
 # %% ../../nbs/data/86_pipeline.ipynb #0d0b0007
-def check_options(options: PrepareOptions) -> None:
-    # the annotation of `strong` names pandas, which the options do not import
-    check_settings(vars(options), get_type_hints(PrepareOptions, localns=dict(pd=pd)))
-
-
 def cells_that_stay(obs: pd.DataFrame, var: pd.DataFrame, options: PrepareOptions) -> np.ndarray:
     "(cells,) which stay, judged by labels alone."
     return chosen_cells(

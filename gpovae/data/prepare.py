@@ -37,7 +37,6 @@ from .options import PrepareOptions, prepare_options
 from gpovae.data.pipeline import (
     carry_over,
     cells_that_stay,
-    check_options,
     is_result,
     note_source,
     parameters_of,
@@ -97,7 +96,6 @@ def prepare(
     """
     check_anndata(adata)
     chosen = prepare_options(perturbation_key=perturbation_key, control=control, **options)
-    check_options(chosen)
     _check_in_memory(adata)
 
     work = workspace(adata)
@@ -170,7 +168,6 @@ def _file_job(raw: Path, target: Path, cells, settings: dict) -> _FileJob:
         )
     suited = datasets.prepare_arguments(name) if name else {}
     options = prepare_options(**suited | settings)
-    check_options(options)
     return _FileJob(raw, target, name, cells, options)
 
 # %% ../../nbs/data/87_prepare.ipynb #0d0b000c
