@@ -29,7 +29,7 @@ def _typed(ctx: click.Context, options: dict) -> dict:
     return {k: v for k, v in options.items() if ctx.get_parameter_source(k) is typed}
 
 
-def _prepared_line(path: Path, made: bool) -> str:
+def _prepared_line(path: Path, is_new: bool) -> str:
     "What was prepared, in a line."
     from gpovae.data.files import open_screen
     from gpovae.data.screen import Key
@@ -40,27 +40,30 @@ def _prepared_line(path: Path, made: bool) -> str:
         f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes,"
         f" {(worked == 'yes').sum()} of {(worked != 'held out').sum()} perturbations worked"
     )
-    if made:
+    if is_new:
         return line
     return (
         f"{line} (nothing to do: it was made from this file with these settings; --force prepares"
         " again)"
     )
 
+# %% ../../nbs/app/30_fit.ipynb #0d1b0013
+_prepare_options = options_of(
+    PrepareOptions,
+    size_factor_exclude="GENE",
+    min_cells=click.IntRange(2),
+    strong="data|FILE",
+    fractions="X X X",
+    held_out="GENE",
+    max_extended=click.IntRange(0),
+    n_matches=click.IntRange(1),
+)
+
 # %% ../../nbs/app/30_fit.ipynb #d0882f2f
 @click.command()
 @click.argument("raw")
 @click.argument("prepared", type=out_file)
-@options_of(
-    PrepareOptions,
-    size_factor_exclude=dict(metavar="GENE"),
-    min_cells=dict(type=click.IntRange(2)),
-    strong=dict(metavar="data|FILE"),
-    fractions=dict(metavar="X X X"),
-    held_out=dict(metavar="GENE"),
-    max_extended=dict(type=click.IntRange(0)),
-    n_matches=dict(type=click.IntRange(1)),
-)
+@_prepare_options
 @click.option(
     "--cells",
     type=in_file,
@@ -85,7 +88,7 @@ def prepare(ctx, raw, prepared, *, cells, force, quiet, **options):
 
     try:
         with stage("prepare", quiet):
-            made = prepare_file(
+            is_new = prepare_file(
                 raw, prepared, cells, force, progress=not quiet, **_typed(ctx, options)
             )
     except KeyboardInterrupt:
@@ -93,7 +96,7 @@ def prepare(ctx, raw, prepared, *, cells, force, quiet, **options):
         text = f"Interrupted. To go on with the first step that was not done: {line}"
         click.echo(text, err=True)
         ctx.exit(130)
-    click.echo(_prepared_line(prepared, made))
+    click.echo(_prepared_line(prepared, is_new))
 
 # %% ../../nbs/app/30_fit.ipynb #d0884e1e
 def _dataset_lines(name: str, entry) -> str:
@@ -156,7 +159,7 @@ class _Training:
     "What `gpovae train` was asked for."
 
     prepared: Path
-    out: Path
+    folder: Path
     quiet: bool
     model: dict  # preset, settings, on_disk
     options: dict  # fields of TrainOptions
@@ -166,41 +169,41 @@ class _Training:
         "Where the training goes on after an interruption."
         from gpovae.train.loop import STATE
 
-        return self.out / STATE
+        return self.folder / STATE
 
-    def run_settings(self) -> dict | None:
-        path = self.out / "settings.json"
-        return json.loads(path.read_text()) if path.exists() else None
+    def ended(self) -> dict:
+        "How the training of the run in the folder ended."
+        return json.loads((self.folder / "settings.json").read_text())["ended"]
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b0009
-def _check_folder(out: Path) -> None:
+def _check_folder(folder: Path) -> None:
     "Refuse a folder that holds other things than a run."
     from gpovae.api import HISTORY, WEIGHTS
     from gpovae.train.loop import STATE
 
-    if not out.is_dir() or (out / "settings.json").exists():
+    if not folder.is_dir() or (folder / "settings.json").exists():
         return
     ours = (STATE, WEIGHTS, HISTORY)
-    other = sorted(p.name for p in out.iterdir() if p.name not in ours)
+    other = sorted(p.name for p in folder.iterdir() if p.name not in ours)
     other = [name for name in other if not name.startswith(".gpovae-")]
     if other:
         raise GpovaeError(
-            f"{out} holds other files ({other[0]}) and is no run. Name a new folder as --out."
+            f"{folder} holds other files ({other[0]}) and is no run. Name a new folder as --out."
         )
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b000a
 def _is_finished(training: _Training) -> bool:
     "Does the folder hold the run that is asked for? A run of another training is refused."
-    if not (training.out / "settings.json").exists() or training.state.exists():
+    if not (training.folder / "settings.json").exists() or training.state.exists():
         return False
     names = ("seed", "max_epochs", "prior", "prior_strength")
     wanted = [training.options[name] for name in names]
     model = _model(training.prepared, True, **training.model)
-    difference = model._differs(training.out, *wanted)
+    difference = model._differs(training.folder, *wanted)
     if difference:
         raise GpovaeError(
-            f"{training.out} holds a finished run of another training ({difference}). Name another"
-            " folder as --out, or replace that run: --force."
+            f"{training.folder} holds a finished run of another training ({difference}). Name"
+            " another folder as --out, or replace that run: --force."
         )
     return difference == ""
 
@@ -211,12 +214,12 @@ def _train(training: _Training, is_first: bool) -> None:
     model = _model(training.prepared, quiet or not is_first, **training.model)
     options = {k: v for k, v in training.options.items() if k != "devices"}
     try:
-        model.train(progress=not quiet, directory=training.out, **options)
+        model.train(progress=not quiet, directory=training.folder, **options)
     except KeyboardInterrupt:
         if model.anchor is None:
             raise
     if is_first:
-        model.save(training.out, data=training.prepared)
+        model.save(training.folder, data=training.prepared)
 
 # %% ../../nbs/app/30_fit.ipynb #fab552ea
 def _words(ctx: click.Context, **other):
@@ -227,16 +230,16 @@ def _words(ctx: click.Context, **other):
         if isinstance(p, click.Argument):
             yield str(value)
         elif value is None or not (p.name in other or ctx.get_parameter_source(p.name) is typed):
-            continue
-        elif p.is_flag:
+            continue  # the default is the same in the other process
+        elif isinstance(p, click.Option) and p.is_flag:
             yield from [p.opts[0]] if value else p.secondary_opts
         else:
             for v in value if p.multiple else [value]:
                 yield from (p.opts[0], str(v))
 
 # %% ../../nbs/app/30_fit.ipynb #fab571d9
-def _in_processes(ctx: click.Context, devices: int, out: Path) -> None:
-    "The same command in several processes, of which the first writes to `out`."
+def _in_processes(ctx: click.Context, devices: int, folder: Path) -> None:
+    "The same command in several processes, of which the first writes to `folder`."
     from gpovae.train.distributed import launch
 
     worker = "from gpovae.app.cli import worker; worker()"
@@ -244,7 +247,7 @@ def _in_processes(ctx: click.Context, devices: int, out: Path) -> None:
     command = [sys.executable, "-c", worker, "train", *words]
 
     def written():
-        path = out / "settings.json"
+        path = folder / "settings.json"
         return path.stat().st_mtime_ns if path.exists() else None
 
     before = written()
@@ -263,13 +266,13 @@ def _run_training(ctx: click.Context, training: _Training, group) -> None:
     devices = training.options["devices"]
     try:
         with (
-            complete(training.out, "the run") if is_first else nullcontext(),
+            complete(training.folder, "the run") if is_first else nullcontext(),
             stage("train", training.quiet or group.launcher),
         ):
             if devices in (None, group.world, group.local):
                 _train(training, is_first)
             else:
-                _in_processes(ctx, devices, training.out)
+                _in_processes(ctx, devices, training.folder)
     except KeyboardInterrupt as error:
         if not ctx.obj:
             nothing = "Nothing was written. To start again"
@@ -283,10 +286,10 @@ def _conclude(ctx: click.Context, training: _Training) -> None:
     "Say how the training ended; reports of an earlier run in the folder go."
     for name in ("evaluate", "report"):
         for kind in ("html", "ipynb", "json"):
-            (training.out / f"{name}.{kind}").unlink(missing_ok=True)
+            (training.folder / f"{name}.{kind}").unlink(missing_ok=True)
 
-    ended = training.run_settings()["ended"]
-    click.echo(f"{training.out}: {ended['summary']}")
+    ended = training.ended()
+    click.echo(f"{training.folder}: {ended['summary']}")
     if training.state.exists():
         click.echo(f"The run can be used as it is. To go on: {ctx.meta['line']}", err=True)
     if ended["by"] == "interrupt":
@@ -309,17 +312,17 @@ _on_disk_option = click.option(
 )
 _train_options = options_of(
     TrainOptions,
-    max_epochs=dict(type=click.IntRange(1)),
-    max_time=dict(type=str, metavar="TIME"),
-    devices=dict(type=click.IntRange(1)),
-    prior=dict(type=in_file),
-    prior_strength=dict(type=click.FloatRange(0)),
+    max_epochs=click.IntRange(1),
+    max_time="TIME",
+    devices=click.IntRange(1),
+    prior=in_file,
+    prior_strength=click.FloatRange(0),
 )
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b000e
 @click.command()
 @click.argument("prepared", type=in_file)
-@click.option("--out", required=True, type=out_folder, help="Folder for the trained run.")
+@click.option("--out", "folder", required=True, type=out_folder, help="Folder for the trained run.")
 @click.option(
     "--preset", default="corrected", help="Named settings of the objective: corrected, or paper."
 )
@@ -329,7 +332,7 @@ _train_options = options_of(
 @_set_option
 @quiet_option
 @click.pass_context
-def train(ctx, prepared, out, *, preset, settings, on_disk, force, quiet, **options):
+def train(ctx, prepared, folder, *, preset, settings, on_disk, force, quiet, **options):
     """Train on a prepared screen.
 
     Says first what it will cost; writes the run (weights, settings, history) to the folder OUT.
@@ -340,17 +343,16 @@ def train(ctx, prepared, out, *, preset, settings, on_disk, force, quiet, **opti
     from gpovae.train.distributed import group
 
     model = dict(preset=preset, settings=settings, on_disk=on_disk)
-    training = _Training(prepared, out, quiet, model, options)
+    training = _Training(prepared, folder, quiet, model, options)
     processes = group(strategy=options["strategy"])
     is_first = processes.rank == 0
     is_worker = bool(ctx.obj)  # another process waits for this one
     if is_first:
-        _check_folder(out)
+        _check_folder(folder)
     if not (force or is_worker) and processes.world == 1 and _is_finished(training):
-        summary = training.run_settings()["ended"]["summary"]
         return click.echo(
-            f"{out}: {summary} (nothing to do: it was trained on this screen with these settings;"
-            " --force trains again)"
+            f"{folder}: {training.ended()['summary']} (nothing to do: it was trained on this screen"
+            " with these settings; --force trains again)"
         )
     _run_training(ctx, training, processes)
     if is_first and not is_worker:
@@ -385,16 +387,16 @@ _values_option = click.option(
 )
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b0010
-def _plan(screens, out: Path, quiet: bool, *, presets, seeds, settings, max_epochs) -> list:
+def _plan(screens, folder: Path, quiet: bool, *, presets, seeds, settings, max_epochs) -> list:
     "The jobs of a sweep, from the texts of its options."
     from gpovae.core.options import read_settings
     from gpovae.experiments.sweep import claim, plan, read_seeds
     from gpovae.model.presets import Settings
 
-    claim(out)
+    claim(folder)
     return plan(
         screens,
-        out,
+        folder,
         presets=[p.strip() for p in presets.split(",")],
         seeds=read_seeds(seeds),
         settings=read_settings(Settings, settings),
@@ -421,7 +423,7 @@ def _sweep_interrupted(name: str, jobs: list) -> click.exceptions.Exit:
     return click.exceptions.Exit(130)
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b0012
-def _print_sweep(name: str, out: Path, table, page, quiet: bool) -> None:
+def _print_sweep(name: str, folder: Path, table, page, quiet: bool) -> None:
     "How many jobs are done, and where the report is; jobs that failed end in status 1."
     done = table[table["state"] == "done"]
     failed = table[table["state"] == "failed"]
@@ -435,24 +437,23 @@ def _print_sweep(name: str, out: Path, table, page, quiet: bool) -> None:
         reasons = "\n".join(f"{row.job}: {row.why}" for row in failed.itertuples())
         raise click.ClickException(
             f"{len(failed)} failed; the same command tries again. Each has a log,"
-            f" {out / 'JOB'}.log.\n{reasons}"
+            f" {folder / 'JOB'}.log.\n{reasons}"
         )
 
 # %% ../../nbs/app/30_fit.ipynb #99758d45
 @click.command()
 @click.argument("screens", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", required=True, type=out_folder, help="Folder for runs, logs, table and report."
+    "--out",
+    "folder",
+    required=True,
+    type=out_folder,
+    help="Folder for runs, logs, table and report.",
 )
-@options_of(
-    _SweepOptions,
-    max_epochs=dict(type=click.IntRange(1)),
-    workers=dict(type=click.IntRange(1)),
-    part=dict(metavar="I/N"),
-)
+@options_of(_SweepOptions, max_epochs=click.IntRange(1), workers=click.IntRange(1), part="I/N")
 @_values_option
 @quiet_option
-def sweep(screens, out, *, part, workers, dry_run, quiet, **options):
+def sweep(screens, folder, *, part, workers, dry_run, quiet, **options):
     """Train on every combination of SCREENS, presets, settings and seeds, and compare.
 
     Each job is one `gpovae train` in a process and a folder of its own; what is done is left
@@ -462,13 +463,13 @@ def sweep(screens, out, *, part, workers, dry_run, quiet, **options):
     from gpovae.experiments import sweep as sweeps
 
     first, step = part = sweeps.read_part(part)
-    jobs = _plan(screens, out, quiet, **options)
+    jobs = _plan(screens, folder, quiet, **options)
     chosen = slice(first - 1, None, step)
-    name = f"{out}, part {first} of {step}" if step > 1 else f"{out}"
+    name = f"{folder}, part {first} of {step}" if step > 1 else f"{folder}"
     if dry_run:
         return _print_jobs(jobs[chosen])
     try:
-        table, page = sweeps.sweep(jobs, out, part, workers, progress=not quiet)
+        table, page = sweeps.sweep(jobs, folder, part, workers, progress=not quiet)
     except KeyboardInterrupt:
         raise _sweep_interrupted(name, jobs[chosen]) from None
-    _print_sweep(name, out, table.iloc[chosen], page, quiet)
+    _print_sweep(name, folder, table.iloc[chosen], page, quiet)

@@ -108,9 +108,10 @@ def parameters(name: str) -> pd.DataFrame:
     """
     from papermill import inspect_notebook
 
+    inspected = inspect_notebook(str(notebook(name)))
     rows = [
         dict(parameter=k, type=v["inferred_type_name"], default=v["default"], help=v["help"])
-        for k, v in inspect_notebook(str(notebook(name))).items()
+        for k, v in inspected.items()
     ]
     return pd.DataFrame(rows).set_index("parameter")
 
@@ -221,14 +222,14 @@ def _execute(source: Path, target: Path, values: dict, progress: bool) -> None:
         raise
 
 # %% ../../nbs/app/15_reports.ipynb #a3b5b630
-def run(name: str, out: str | Path, /, progress: bool = True, **values) -> dict[str, Path]:
+def run(name: str, folder: str | Path, /, progress: bool = True, **values) -> dict[str, Path]:
     """Execute a report and render it.
 
     Parameters
     ----------
     name : str
         Of a report, or the path of a notebook.
-    out : str or Path
+    folder : str or Path
         Folder for NAME.ipynb, NAME.html and NAME.json.
     progress : bool, default True
         Show a progress bar over cells, and what the report itself writes to standard error.
@@ -249,20 +250,20 @@ def run(name: str, out: str | Path, /, progress: bool = True, **values) -> dict[
     types = {key: _KINDS[kind] for key, kind in parameters(name)["type"].items()}
     _check(values, types, f"The report {source.stem!r} has")
 
-    with complete(out, "the report") as folder:
-        made = {kind: folder / f"{source.stem}.{kind}" for kind in ("ipynb", "html", "json")}
+    with complete(folder, "the report") as scratch:
+        files = {kind: scratch / f"{source.stem}.{kind}" for kind in ("ipynb", "html", "json")}
         if "sidecar" in types:
-            values["sidecar"] = str(made["json"])
-        _execute(source, made["ipynb"], values, progress)
-        made["html"].write_text(page(nbformat.read(made["ipynb"], 4)), encoding="utf-8")
+            values["sidecar"] = str(files["json"])
+        _execute(source, files["ipynb"], values, progress)
+        files["html"].write_text(page(nbformat.read(files["ipynb"], 4)), encoding="utf-8")
 
-    places = {kind: Path(out) / path.name for kind, path in made.items()}
+    places = {kind: Path(folder) / path.name for kind, path in files.items()}
     return {kind: path for kind, path in places.items() if path.exists()}
 
 # %% ../../nbs/app/15_reports.ipynb #1cd794de
 def trained(run: str | Path) -> GPOVAE:
     "A trained model with its screen; refuses a run whose screen is gone."
-    model = GPOVAE.load(run)
+    model = GPOVAE.load(run)  # type: ignore[attr-defined]
     if model.adata is None:
         raise GpovaeError(
             f"The prepared screen of {str(run)!r} is not where its settings.json says"

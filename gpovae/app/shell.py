@@ -74,7 +74,7 @@ def _bool_settings(field: Field) -> dict:
 def _settings(field: Field) -> dict:
     "What click has to know of a field."
     kinds = _kinds(field)
-    settings = dict(help=_help(field))
+    settings: dict = dict(help=_help(field))
     if bool in kinds:
         return settings | _bool_settings(field)
     if _is_list(field):
@@ -90,15 +90,16 @@ def _settings(field: Field) -> dict:
     return settings | dict(type=kinds[0])
 
 # %% ../../nbs/app/20_shell.ipynb #0d1a000d
-def options_of(options: type, **settings: dict) -> Callable:
+def options_of(options: type, **kinds) -> Callable:
     """Decorator: the fields of a dataclass become options of a command.
 
     Parameters
     ----------
     options : type
         A dataclass whose fields are made by `gpovae.core.options.option`.
-    **settings : dict
-        By name of a field: what click is to know besides, such as a range or a metavar.
+    **kinds : click.ParamType or str
+        By name of a field: a type that is narrower than its annotation, such as a range; or what
+        stands for a value in the help.
 
     Returns
     -------
@@ -108,8 +109,10 @@ def options_of(options: type, **settings: dict) -> Callable:
 
     def decorate(command):
         for field in reversed(fields(options)):
-            known = _settings(field) | settings.get(field.name, {})
-            command = click.option(*_flags(field), **known)(command)
+            settings = _settings(field)
+            if kind := kinds.get(field.name):
+                settings["metavar" if isinstance(kind, str) else "type"] = kind
+            command = click.option(*_flags(field), **settings)(command)
         return command
 
     return decorate
@@ -131,13 +134,16 @@ def _as_options(text: str, command: click.Command | None) -> str:
     return text
 
 # %% ../../nbs/app/20_shell.ipynb #1ea6fd7c
+class _Refusal(click.ClickException):
+    "By which click prints a message and ends with status 2."
+
+    exit_code = 2
+
+
 def _refusal(error: Exception, message: str) -> click.ClickException:
-    "The exception by which click prints a message and ends with status 2."
     if isinstance(error, OSError) and error.filename:
-        message = f"{error.strerror}: {error.filename}"
-    refusal = click.ClickException(message)
-    refusal.exit_code = 2
-    return refusal
+        return _Refusal(f"{error.strerror}: {error.filename}")
+    return _Refusal(message)
 
 
 def _interrupted(line: str) -> click.exceptions.Exit:

@@ -29,9 +29,9 @@ def _lines(paths) -> str:
     return "".join(f"{path.absolute()}\n" for path in paths)
 
 
-def _sidecar(made: dict[str, Path]) -> dict:
+def _sidecar(files: dict[str, Path]) -> dict:
     "The results that a report leaves beside its page."
-    return json.loads(made["json"].read_text())
+    return json.loads(files["json"].read_text())
 
 # %% ../../nbs/app/40_show.ipynb #87a9962d
 @click.command()
@@ -45,6 +45,7 @@ def _sidecar(made: dict[str, Path]) -> dict:
 )
 @click.option(
     "--known",
+    "lists",
     multiple=True,
     type=in_file,
     help="Known edges or complexes (TRRUST, CollecTRI, DoRothEA, RegNetwork, CORUM, STRING,"
@@ -61,7 +62,7 @@ def _sidecar(made: dict[str, Path]) -> dict:
 )
 @seed_option
 @quiet_option
-def evaluate(run, *, other, known, vae_baselines, quick, seed, quiet):
+def evaluate(run, *, other, lists, vae_baselines, quick, seed, quiet):
     """Score RUN on cells it has not seen.
 
     Prints the model beside baselines and ceiling; writes RUN/evaluate.html, evaluate.ipynb and
@@ -69,11 +70,11 @@ def evaluate(run, *, other, known, vae_baselines, quick, seed, quiet):
     """
     from gpovae.app import reports
 
-    values = dict(run=str(run.absolute()), others=_lines(other), known=_lines(known))
-    values |= dict(vae_baselines=vae_baselines, thorough=not quick, seed=seed)
+    values = dict(run=str(run.absolute()), vae_baselines=vae_baselines, seed=seed)
+    values |= dict(others=_lines(other), known=_lines(lists), thorough=not quick)
     with stage("evaluate", quiet):
-        made = reports.run("evaluate", run, progress=not quiet, **values)
-    click.echo(f"{_sidecar(made)['text']}\n\n{made['html']}")
+        files = reports.run("evaluate", run, progress=not quiet, **values)
+    click.echo(f"{_sidecar(files)['text']}\n\n{files['html']}")
 
 # %% ../../nbs/app/40_show.ipynb #0d1c0007
 def _list_reports(ctx, parameter, listed) -> None:
@@ -109,30 +110,33 @@ def _list_reports(ctx, parameter, listed) -> None:
     help="A parameter of the report; may be given several times.  [default: none]",
 )
 @click.option(
-    "--out", type=out_folder, help="Folder for NAME.html, NAME.ipynb and NAME.json.  [default: RUN]"
+    "--out",
+    "folder",
+    type=out_folder,
+    help="Folder for NAME.html, NAME.ipynb and NAME.json.  [default: RUN]",
 )
 @quiet_option
-def report(run, *, name, values, out, quiet):
+def report(run, *, name, values, folder, quiet):
     """Write a report of RUN, or one that needs no run.
 
     RUN/report.html, report.ipynb and report.json.
     """
     from gpovae.app import reports
 
-    if not (run or out):
+    if not (run or folder):
         raise click.UsageError("Name the RUN, or a folder as --out.")
     given = dict(run=str(run.absolute())) if run else {}
     given |= reports.read_values(name, values)
     with stage(name, quiet):
-        made = reports.run(name, out or run, progress=not quiet, **given)
-    click.echo(made["html"])
+        files = reports.run(name, folder or run, progress=not quiet, **given)
+    click.echo(files["html"])
 
 # %% ../../nbs/app/40_show.ipynb #87a9d40b
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=in_folder)
-@click.option("--out", required=True, type=out_folder, help="Folder for the report.")
+@click.option("--out", "folder", required=True, type=out_folder, help="Folder for the report.")
 @quiet_option
-def compare(runs, *, out, quiet):
+def compare(runs, *, folder, quiet):
     """Compare RUNS: presets, seeds, screens.
 
     Writes compare.html, compare.ipynb and compare.json to the folder OUT.
@@ -140,10 +144,10 @@ def compare(runs, *, out, quiet):
     from gpovae.app import reports
 
     with stage("compare", quiet):
-        made = reports.run("compare", out, progress=not quiet, runs=_lines(runs).strip())
-    for run, reason in _sidecar(made)["left_out"].items():
+        files = reports.run("compare", folder, progress=not quiet, runs=_lines(runs).strip())
+    for run, reason in _sidecar(files)["left_out"].items():
         click.echo(f"Note: {run} was left out: {reason}.", err=True)
-    click.echo(made["html"])
+    click.echo(files["html"])
 
 # %% ../../nbs/app/40_show.ipynb #28239b0a
 @click.command()
@@ -155,10 +159,10 @@ def compare(runs, *, out, quiet):
     help="Column of obs, in both files, that names the perturbation.",
 )
 @click.option("--control", default="non-targeting", help="Label of control cells, in both files.")
-@click.option("--out", type=out_file, help="JSON file for the scores.  [default: none]")
+@click.option("--out", "file", type=out_file, help="JSON file for the scores.  [default: none]")
 @seed_option
 @quiet_option
-def score(predicted, real, *, out, quiet, **settings):
+def score(predicted, real, *, file, quiet, **settings):
     """Score generated cells of any model against REAL ones.
 
     Both are .h5ad files with control cells, log-normalised to 10,000 (the convention of
@@ -170,24 +174,37 @@ def score(predicted, real, *, out, quiet, **settings):
 
     with stage("score", quiet):
         scores = score(read_screen(predicted), read_screen(real), progress=not quiet, **settings)
-    write_json(out or "", scores)
+    write_json(file or "", scores)
     for key, value in scores.items():
         click.echo(f"{METRICS[key]:<45} {'-' if value is None else format(value, '.4f')}")
 
+# %% ../../nbs/app/40_show.ipynb #0d1c000a
+def _network_text(run: Path, *, file, kind, min_probability, evidence) -> str:
+    "The table of edges, or the name of the file that was written."
+    from gpovae import GPOVAE
+
+    model = GPOVAE.load(run, data=False)
+    if file is None:
+        edges = model.network(min_probability, evidence)
+        return edges.to_csv(sep="\t", index=False, float_format="%.4g").rstrip("\n")
+    edges = model.export_network(file, min_probability, evidence, kind)
+    return f"{file}: {len(edges)} edges"
+
 # %% ../../nbs/app/40_show.ipynb #c1d0e0a2
+_formats = click.Choice(["tsv", "csv", "graphml", "cytoscape", "decoupler"])
+
+
 @click.command()
 @run_argument()
 @click.option(
     "--out",
+    "file",
     type=out_file,
     help="File to write: .tsv, .csv, .graphml, .cyjs (Cytoscape), .decoupler.csv.  [default: print"
     " the table]",
 )
 @click.option(
-    "--format",
-    "kind",
-    type=click.Choice(["tsv", "csv", "graphml", "cytoscape", "decoupler"]),
-    help="Format of the file.  [default: what its suffix says]",
+    "--format", "kind", type=_formats, help="Format of the file.  [default: what its suffix says]"
 )
 @click.option(
     "--min-probability",
@@ -202,41 +219,32 @@ def score(predicted, real, *, out, quiet, **settings):
     " cells.",
 )
 @quiet_option
-def network(run, *, out, kind, min_probability, evidence, quiet):
+def network(run, *, quiet, **settings):
     """List the edges of the network of RUN, most probable first.
 
     Prints tab-separated values with one header line, or writes a file for another tool.
     """
-    from gpovae import GPOVAE
-
-    model = GPOVAE.load(run, data=False)
-    if out is None:
-        edges = model.network(min_probability, evidence)
-        text = edges.to_csv(sep="\t", index=False, float_format="%.4g").rstrip("\n")
-    else:
-        edges = model.export_network(out, min_probability, evidence, kind)
-        text = f"{out}: {len(edges)} edges"
-    click.echo(text)
+    click.echo(_network_text(run, **settings))
 
 # %% ../../nbs/app/40_show.ipynb #0d1c0009
-def _demo_run(dataset: str, out: Path, *, max_epochs: int, seed: int, quiet: bool) -> None:
-    "A screen by name, prepared and trained in the folder `out`."
+def _demo_run(dataset: str, folder: Path, *, max_epochs: int, seed: int, quiet: bool) -> None:
+    "A screen by name, prepared and trained in a folder."
     from gpovae import GPOVAE, datasets, prepare
     from gpovae.core.provenance import complete, room
 
     progress = not quiet
-    with complete(out, "the demo") as tmp:
+    with complete(folder, "the demo") as scratch:
         with stage(f"load {dataset}", quiet):
             arguments = datasets.prepare_arguments(dataset)
             adata = datasets.load(dataset)
         with stage("prepare", quiet):
             prepare(adata, seed=seed, progress=progress, **arguments)
-            room(tmp / "prepared.h5ad", adata.__sizeof__())
-            adata.write_h5ad(tmp / "prepared.h5ad", compression="gzip")
+            room(scratch / "prepared.h5ad", adata.__sizeof__())
+            adata.write_h5ad(scratch / "prepared.h5ad", compression="gzip")
         with stage("train", quiet):
             model = GPOVAE(adata, **datasets.entry(dataset).settings)
             model.train(max_epochs=max_epochs, seed=seed, progress=progress)
-            model.save(tmp, data=out / "prepared.h5ad")
+            model.save(scratch, data=folder / "prepared.h5ad")
 
 # %% ../../nbs/app/40_show.ipynb #3b989954
 @click.command()
@@ -244,7 +252,10 @@ def _demo_run(dataset: str, out: Path, *, max_epochs: int, seed: int, quiet: boo
     "--dataset", default="simulated", help="simulated, or schraivogel2020 (fetched, 6 MB)."
 )
 @click.option(
-    "--out", type=out_folder, help="Folder for data, run and report.  [default: runs/demo-DATASET]"
+    "--out",
+    "folder",
+    type=out_folder,
+    help="Folder for data, run and report.  [default: runs/demo-DATASET]",
 )
 @click.option(
     "--max-epochs",
@@ -254,13 +265,13 @@ def _demo_run(dataset: str, out: Path, *, max_epochs: int, seed: int, quiet: boo
 )
 @seed_option
 @quiet_option
-def demo(*, dataset, out, quiet, **settings):
+def demo(*, dataset, folder, quiet, **settings):
     "From a screen to a report in one go."
     from gpovae.app import reports
 
-    out = out or Path("runs") / f"demo-{dataset}"
-    _demo_run(dataset, out, quiet=quiet, **settings)
+    folder = folder or Path("runs") / f"demo-{dataset}"
+    _demo_run(dataset, folder, quiet=quiet, **settings)
     with stage("evaluate and report", quiet):
-        made = reports.run("report", out, progress=not quiet, run=str(out.absolute()))
-    verdict = _sidecar(made)["scores"]["verdict"]
-    click.echo(f"{verdict}\n\nThe report: {made['html'].absolute()}")
+        files = reports.run("report", folder, progress=not quiet, run=str(folder.absolute()))
+    verdict = _sidecar(files)["scores"]["verdict"]
+    click.echo(f"{verdict}\n\nThe report: {files['html'].absolute()}")
