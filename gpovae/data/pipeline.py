@@ -25,7 +25,8 @@ from .responses import node_responses
 from .screen import Key, Screen
 from .split import split_cells
 from .steps import STEPS, sign, step
-from .strong import read_summary, strong_cells
+from .strong import strong_cells
+from .summary import read_summary
 from .verdict import perturbation_table
 
 # %% ../../nbs/data/86_pipeline.ipynb #3c2ce37d
