@@ -67,6 +67,7 @@ from tqdm import tqdm
 from gpovae import GPOVAE, GpovaeError, api, datasets, plots, prepare
 from gpovae.app import page, reports
 from gpovae.core.provenance import complete
+from gpovae.data import pipeline
 from gpovae.data import prepare as preparation
 from gpovae.data import stream
 from gpovae.data.files import open_screen, write_annotations
@@ -645,7 +646,8 @@ def prepare_large(path, target):
     steps = {}
 
     def timed(name):
-        f = getattr(preparation, name)
+        module = pipeline if hasattr(pipeline, name) else preparation
+        f = getattr(module, name)
 
         def run(*a, **k):
             start = time.perf_counter()
@@ -653,7 +655,7 @@ def prepare_large(path, target):
             steps[name] = steps.get(name, 0) + time.perf_counter() - start
             return out
 
-        setattr(preparation, name, run)
+        setattr(module, name, run)
 
     for name in (
         "write_screen",
@@ -662,7 +664,7 @@ def prepare_large(path, target):
         "split_cells",
         "graph_nodes",
         "match_controls",
-        "node_shifts",
+        "node_responses",
         "judge_perturbations",
         "write_annotations",
     ):

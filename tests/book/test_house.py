@@ -252,7 +252,7 @@ def test_imports_are_declared():
         (
             "openpyxl",
             "excel",
-            "from gpovae.data.verdict import read_summary; read_summary('table.xlsx')",
+            "from gpovae.data.summary import read_summary; read_summary('table.xlsx')",
         )
     ],
 )
