@@ -65,8 +65,9 @@ from sklearn.metrics import average_precision_score
 from tqdm import tqdm
 
 from gpovae import GPOVAE, GpovaeError, api, datasets, plots, prepare
-from gpovae.app import reports
+from gpovae.app import page, reports
 from gpovae.core.provenance import complete
+from gpovae.data import pipeline
 from gpovae.data import prepare as preparation
 from gpovae.data import stream
 from gpovae.data.expression import log2_expression
@@ -270,7 +271,7 @@ def resumed(name, function, wanted, options):
             function, [job | dict(folder=folder) for job in todo], options.jobs, name
         ):
             found, job = (
-                reports.plain(found),
+                page.plain(found),
                 next(
                     j
                     for j in todo
@@ -647,7 +648,8 @@ def prepare_large(path, target):
     steps = {}
 
     def timed(name):
-        f = getattr(preparation, name)
+        module = pipeline if hasattr(pipeline, name) else preparation
+        f = getattr(module, name)
 
         def run(*a, **k):
             start = time.perf_counter()
@@ -655,7 +657,7 @@ def prepare_large(path, target):
             steps[name] = steps.get(name, 0) + time.perf_counter() - start
             return out
 
-        setattr(preparation, name, run)
+        setattr(module, name, run)
 
     for name in (
         "write_screen",
@@ -664,7 +666,7 @@ def prepare_large(path, target):
         "split_cells",
         "graph_nodes",
         "match_controls",
-        "node_shifts",
+        "node_responses",
         "judge_perturbations",
         "write_annotations",
     ):
@@ -712,7 +714,7 @@ def large(options):
                 raw.unlink()
             runs.append(row)
             print(
-                json.dumps(reports.plain({k: v for k, v in row.items() if k != "record"})),
+                json.dumps(page.plain({k: v for k, v in row.items() if k != "record"})),
                 flush=True,
             )
     return dict(
@@ -879,7 +881,7 @@ def scale(options):
                 else {}
             )
             runs.append(row)
-            print(json.dumps(reports.plain(row)), flush=True)
+            print(json.dumps(page.plain(row)), flush=True)
         for genes, screen in LOADING.items():
             path = Path(folder) / f"loading{genes}.h5ad"
             if not path.exists():
@@ -900,7 +902,7 @@ def scale(options):
                     file_gib=p.stat().st_size / 2**30,
                 ) | alone(load_scale, p, where)
                 loading.append(row)
-                print(json.dumps(reports.plain(row)), flush=True)
+                print(json.dumps(page.plain(row)), flush=True)
     return dict(
         screen=SCALE,
         block=stream.BLOCK,
@@ -1329,7 +1331,7 @@ def main(*arguments):
             continue
         memory = psutil.virtual_memory().total / 2**30
         given = [a for a in arguments if a not in KNOWN]
-        reports.write_json(
+        page.write_json(
             options.out / f"{name}.json",
             dict(
                 date=datetime.date.today().isoformat(),

@@ -1,4 +1,6 @@
-"""The command line on a small simulated screen, and what each bad input of the data contract gets: status 2, the culprit's name, no traceback, no file."""
+"""The command line on a small simulated screen; and what each bad input of the data contract gets:
+status 2, the culprit's name, no traceback, no file.
+"""
 
 import json
 import shutil
@@ -222,7 +224,6 @@ def test_bad_screens(kind, screen, tmp_path):
 def test_other_mistakes(screen, run_folder, tmp_path):
     raw = run_folder / "raw.h5ad"
     prepared = run_folder / "prepared.h5ad"
-    run = run_folder / "run"
     (tmp_path / "text.h5ad").write_text("not a screen")
     (tmp_path / "file").write_text("")
     for culprit, command in {

@@ -1,4 +1,6 @@
-"""The reports as papermill runs: smoke runs with their defaults, a run of the command line, what lands in the JSON beside them."""
+"""The reports as papermill runs: smoke runs with their defaults,
+a run of the command line, what lands in the JSON beside them.
+"""
 
 import base64
 import html
@@ -143,7 +145,7 @@ def test_smoke_run(name, tmp_path):
         ).decode()
         assert list(
             pd.read_csv(io.StringIO(saved))[["source", "target"]].itertuples(index=False, name=None)
-        ) == list(zip(edges.source, edges.target))
+        ) == list(zip(edges.source, edges.target, strict=True))
     if name == "report":
         assert results["truth"]["auprc"]["gpovae"] > results["truth"]["chance"]
         assert (

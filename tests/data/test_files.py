@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 import gpovae.data.matching
 import gpovae.data.nodes
-import gpovae.data.prepare
+import gpovae.data.pipeline
 import gpovae.data.screen
 from gpovae.app.cli import main
 from gpovae.core.errors import GpovaeError
@@ -59,7 +59,7 @@ STEPS = (
     "split_cells",
     "graph_nodes",
     "match_controls",
-    "node_shifts",
+    "node_responses",
     "judge_perturbations",
 )
 
@@ -68,7 +68,7 @@ STEPS = (
 def light(monkeypatch):
     "Register the screen and leave out the steps, where only reading and writing is asked about."
     for step in STEPS:
-        monkeypatch.setattr(gpovae.data.prepare, step, lambda *_, **__: {})
+        monkeypatch.setattr(gpovae.data.pipeline, step, lambda *_, **__: {})
 
 
 @pytest.fixture(scope="module")
@@ -1535,7 +1535,7 @@ import json, os, resource, shutil, signal, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore"); signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np, pandas as pd, scipy.sparse as sp
-import gpovae.data.files as files, gpovae.data.matching as matching, gpovae.data.nodes as nodes, gpovae.data.prepare as prepare, gpovae.data.screen as screen
+import gpovae.data.files as files, gpovae.data.matching as matching, gpovae.data.nodes as nodes, gpovae.data.pipeline as pipeline, gpovae.data.prepare as prepare, gpovae.data.screen as screen
 folder, said, matching.choose_rho = Path(sys.argv[1]), {}, lambda *_: 0.05
 
 def child(f):
@@ -1549,7 +1549,7 @@ def child(f):
     return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
 
 def light():
-    for step in json.loads(sys.argv[4]): setattr(prepare, step, lambda *_, **__: {})
+    for step in json.loads(sys.argv[4]): setattr(pipeline, step, lambda *_, **__: {})
 
 def run(raw, target, **settings): prepare.prepare_file(raw, target, doublets=False, progress=False, **settings)
 
@@ -1562,7 +1562,7 @@ def interrupted(module, name, number, call, raw, target):
         return out
     setattr(module, name, stop); screen.BLOCK = nodes.BLOCK = 3000; run(raw, target)
 
-places = dict(copying=(files, "_tidy", 3), matching=(prepare, "match_controls", 1), writing=(prepare, "write_annotations", 8))
+places = dict(copying=(files, "_tidy", 3), matching=(pipeline, "match_controls", 1), writing=(prepare, "write_annotations", 8))
 for key in json.loads(sys.argv[3]):
     number, where, old = key.split("-"); module, name, call = places[where]
     here = folder / key; here.mkdir(); target = here / "prepared.h5ad"

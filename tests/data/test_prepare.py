@@ -1,4 +1,6 @@
-"""gpovae.data.prepare: refusals, reproducibility, the way to disk and back, and screens of unusual shape."""
+"""gpovae.data.prepare: refusals, reproducibility, the way to disk
+and back, and screens of unusual shape.
+"""
 
 import re
 import warnings
@@ -8,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from places import DATA, FIXTURES
+from places import DATA, FIXTURES, needs
 from scipy.spatial.distance import cdist
 
 from gpovae.core.errors import GpovaeError
@@ -27,7 +29,6 @@ from gpovae.data.split import split_sizes
 from gpovae.data.steps import stale
 
 warnings.filterwarnings("ignore", category=FutureWarning)
-SHARED = DATA.parent
 
 
 def screen(**kw):
@@ -388,7 +389,7 @@ def test_split_sizes(fractions):
         assert (
             size.sum() == n
             and (size >= 0).all()
-            and all(s == 0 for s, f in zip(size, fractions) if f == 0)
+            and all(s == 0 for s, f in zip(size, fractions, strict=True) if f == 0)
         )
 
 
@@ -501,14 +502,11 @@ def test_mean_counts_are_the_published_ones(published):
     )
 
 
-@pytest.mark.skipif(
-    not (SHARED / "data/schraivogel2020_tapseq").exists(),
-    reason="the shared TAP-seq screen is absent",
-)
+@needs(DATA / "schraivogel2020_tapseq")
 def test_tap_seq_enhancer_makes_the_globins_nodes(monkeypatch):
     from gpovae.data import datasets
 
-    monkeypatch.setenv("GPOVAE_DATA", str(SHARED / "data"))
+    monkeypatch.setenv("GPOVAE_DATA", str(DATA))
     a = datasets.schraivogel2020()
     with pytest.warns(UserWarning, match="HS2"):
         s = prepare(
@@ -630,7 +628,7 @@ def test_cells_excluded_by_causalbench_are_not_a_perturbation():
 def test_labels_that_are_not_what_they_seem(rename, control, says):
     a = simulated(n_cells=400, n_genes=40, n_perturbations=3, seed=0)
     own = sorted(set(a.obs.gene.astype(str)) - {"non-targeting"})
-    names = dict(zip(own, ("TAL1", "MYC", "GATA1")))
+    names = dict(zip(own, ("TAL1", "MYC", "GATA1"), strict=True))
     a.var_names = [names.get(g, f"X{i}") for i, g in enumerate(a.var_names)]
     a.obs["gene"] = [
         control if g == "non-targeting" else rename(names[g]) for g in a.obs.gene.astype(str)
