@@ -303,9 +303,9 @@ def prepare(
         perturbation_key,
         control,
         gene_key,
-        min_cells,
-        drop_unmeasured,
-        drop_unlabelled,
+        min_cells=min_cells,
+        drop_unmeasured=drop_unmeasured,
+        drop_unlabelled=drop_unlabelled,
     )
     work = _steps(
         work if keep.all() else work[keep].copy(),
@@ -509,18 +509,18 @@ def prepare_file(
                 s["perturbation_key"],
                 s["control"],
                 s["gene_key"],
-                s["min_cells"],
-                s["drop_unmeasured"],
-                s["drop_unlabelled"],
+                min_cells=s["min_cells"],
+                drop_unmeasured=s["drop_unmeasured"],
+                drop_unlabelled=s["drop_unlabelled"],
             )
             # before an hour is spent on counts
             read_labels(
                 src.obs[keep],
                 src.var,
-                *(
-                    s[k]
+                **{
+                    k: s[k]
                     for k in ("perturbation_key", "control", "gene_key", "batch_key", "guide_key")
-                ),
+                },
             )
             work = copy(
                 _clean(src),
