@@ -6,7 +6,7 @@ that is decided from annotations, before any count is read."""
 # %% auto #0
 __all__ = ['label_cells', 'chosen_cells', 'read_labels']
 
-# %% ../../nbs/data/34_annotations.ipynb #a1648527
+# %% ../../nbs/data/34_annotations.ipynb #233502b8
 import re
 
 import numpy as np
@@ -34,7 +34,8 @@ def _with_plus(label: str, n_targets: float) -> str:
 
 def _join_pairs(labels: pd.Series, nperts: pd.Series) -> pd.Series:
     "Labels of scPerturb with `+` in place of `_`, where its column `nperts` says so."
-    n = pd.to_numeric(nperts.astype(object), errors="coerce").groupby(labels.to_numpy()).max()
+    n_targets = pd.to_numeric(nperts.astype(object), errors="coerce")
+    n = n_targets.groupby(labels.to_numpy()).max()
     return labels.map({label: _with_plus(label, n[label]) for label in labels.unique()})
 
 # %% ../../nbs/data/34_annotations.ipynb #d5ee7e53
@@ -92,7 +93,7 @@ def label_cells(
     becomes = {v: _with_symbols(canonical(v, control), by_id or {}) for v in raw.unique()}
     return raw.map(becomes).astype(str)
 
-# %% ../../nbs/data/34_annotations.ipynb #f875bbf5
+# %% ../../nbs/data/34_annotations.ipynb #a11ce40c
 def _check_min_cells(min_cells: int | None) -> None:
     if min_cells is not None and min_cells < 1:
         raise GpovaeError(
@@ -109,7 +110,8 @@ def _is_usable(labels: pd.Series, drop_unlabelled: bool) -> np.ndarray:
 def _is_measured(labels: pd.Series, genes) -> np.ndarray:
     "Are all targets of a cell measured?"
     measured = set(genes)
-    return labels.map({p: set(targets(p)) <= measured for p in labels.unique()}).to_numpy(bool)
+    is_measured = {p: measured.issuperset(targets(p)) for p in labels.unique()}
+    return labels.map(is_measured).to_numpy(bool)
 
 
 def _is_frequent(labels: pd.Series, keep: np.ndarray, min_cells: int) -> np.ndarray:
@@ -145,10 +147,8 @@ def chosen_cells(
         As in `gpovae.data.register.register`.
     min_cells : int, optional
         Leave out perturbations with fewer cells.
-    drop_unmeasured : bool, default False
-        Leave out perturbations whose target is not measured.
-    drop_unlabelled : bool, default False
-        Leave out cells without a label.
+    drop_unmeasured, drop_unlabelled : bool, default False
+        Leave out perturbations whose target is not measured; cells without a label.
 
     Returns
     -------
@@ -194,7 +194,7 @@ def _check_columns(obs: pd.DataFrame, batch_key: str | None, guide_key: str | No
             f" first is {obs.index[missing][0]!r}. Drop these cells, or give them a batch."
         )
 
-# %% ../../nbs/data/34_annotations.ipynb #ceb00d8a
+# %% ../../nbs/data/34_annotations.ipynb #daea1ad2
 def _check_labels(labels: pd.Series, column: str, control: str | None) -> None:
     "Refuse a screen without controls or perturbations, and perturbations with one cell."
     n = labels.value_counts()

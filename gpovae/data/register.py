@@ -71,7 +71,7 @@ def _perhaps_pairs(names: list[str], genes: set[str]) -> str:
         f" {'+'.join(words[pairs[0]])}, not {pairs[0]}."
     )
 
-# %% ../../nbs/data/35_register.ipynb #6fc68ad9
+# %% ../../nbs/data/35_register.ipynb #b5e66027
 def _first_five(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
@@ -82,10 +82,10 @@ def _warn_of_targets(screen: Screen, stacklevel: int) -> None:
     missing = targets[~screen.measured(targets)].tolist()
     if missing:
         genes = set(screen.genes)
+        hints = _perhaps_guides(missing, genes) + _perhaps_pairs(missing, genes)
         warnings.warn(
             f"{len(missing)} target(s) are not among the measured genes ({_first_five(missing)}):"
-            " they get a row in the network but no column."
-            f"{_perhaps_guides(missing, genes)}{_perhaps_pairs(missing, genes)}",
+            f" they get a row in the network but no column.{hints}",
             stacklevel=stacklevel + 1,
         )
 
@@ -100,16 +100,13 @@ def _warn_of_controls(screen: Screen, control: str | None, stacklevel: int) -> N
             stacklevel=stacklevel + 1,
         )
 
-# %% ../../nbs/data/35_register.ipynb #6cd42018
+# %% ../../nbs/data/35_register.ipynb #50a3ac95
 def _identity(adata: ad.AnnData, guide_key: str | None, sums: Iterable[np.ndarray]) -> str:
     "Hash of labels, genes, sums of counts, batches and guides."
-    words = [
-        *adata.obs[Key.perturbation].astype(str),
-        *adata.var[Key.gene],
-        *(str(values.tolist()) for values in sums),
-        *adata.obs[Key.batch].astype(str),
-        *(adata.obs[guide_key].astype(str) if guide_key else ()),
-    ]
+    words = [*adata.obs[Key.perturbation].astype(str), *adata.var[Key.gene]]
+    words += [str(values.tolist()) for values in sums]
+    for key in (Key.batch, guide_key):
+        words += list(adata.obs[key].astype(str)) if key else []
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
@@ -122,18 +119,21 @@ def _batches(adata: ad.AnnData, batch_key: str | None) -> pd.Categorical:
 def _write_record(screen: Screen, settings: dict, n_counts: int) -> None:
     "What came of it, in the record of the preparation."
     uns = screen.adata.uns
+    n_cells, n_genes = screen.adata.shape
+    n_size_factor = int(screen.size_factor.sum())
+    n_controls = int(screen.is_control.sum())
     result = dict(
-        cells=screen.adata.n_obs,
-        genes=len(screen.genes),
-        size_factor_genes=int(screen.size_factor.sum()),
+        cells=n_cells,
+        genes=n_genes,
+        size_factor_genes=n_size_factor,
         perturbations=len(screen.perturbations),
-        controls=int(screen.is_control.sum()),
+        controls=n_controls,
         counts=n_counts,
     )
     record = dict(result=result, parameters=storable(settings), versions=versions())
     uns[Key.prepare] = dict(uns.get(Key.prepare, {})) | {"register": record}
 
-# %% ../../nbs/data/35_register.ipynb #b6224661
+# %% ../../nbs/data/35_register.ipynb #5b639223
 def _register(adata: ad.AnnData, settings: dict) -> Screen:
     "Check a screen and write its annotations, with the settings of `register`."
     layer = _choose_layer(adata, settings["layer"])
