@@ -75,6 +75,7 @@ def takes(options: type) -> Callable:
     """
 
     def decorate(function):
+        # the options stand where **options stood
         signature = inspect.signature(function)
         kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         added = [_keyword_parameter(f) for f in fields(options)]

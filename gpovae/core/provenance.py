@@ -35,6 +35,7 @@ def _disk_error(error: BaseException | None) -> str | None:
         words = next((words for words in _FULL if words in str(error)), None)
         if words:
             return words
+        # libraries wrap the error of the system in their own
         error = error.__cause__ or error.__context__
     return None
 
@@ -43,6 +44,7 @@ def _abandoned(folder: Path) -> Iterator[Path]:
     "Temporary folders that killed processes of this machine left in a folder."
     for path in folder.glob(f".gpovae-{socket.gethostname()}-*-*"):
         process = path.name.split("-")[-2]
+        # the number may belong to another process by now: then the folder stays
         if process.isdigit() and not psutil.pid_exists(int(process)):
             yield path
 
@@ -60,14 +62,14 @@ def _make_folders(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 
-
+# %% ../../nbs/core/40_provenance.ipynb #b578f2a1
 def _temporary_folder(folder: Path) -> Path:
     "A folder in `folder` that carries the name of the machine and the number of the process."
     _remove_abandoned(folder)
     prefix = f".gpovae-{socket.gethostname()}-{os.getpid()}-"
     return Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
 
-
+# %% ../../nbs/core/40_provenance.ipynb #9b78b7fc
 def _move_content(source: Path, target: Path) -> None:
     "Move what a folder holds into another, replacing what has the same name."
     for path in sorted(source.iterdir()):
@@ -130,6 +132,7 @@ def complete(folder: str | Path, content: str = "files") -> Iterator[Path]:
     try:
         yield temporary
         _move_content(temporary, folder)
+    # also for KeyboardInterrupt and SystemExit
     except BaseException as error:
         _undo(folder, temporary, created)
         words = _disk_error(error)

@@ -87,9 +87,11 @@ def label_cells(
     """
     _check_labelled(obs[column], column)
     raw = obs[column].astype(str)
+    # only scPerturb has this column
     if "nperts" in obs:
         raw = _join_pairs(raw, obs["nperts"])
     control = None if control is None else str(control)
+    # labels are few, and cells many
     becomes = {v: _with_symbols(canonical(v, control), by_id or {}) for v in raw.unique()}
     return raw.map(becomes).astype(str)
 
@@ -100,20 +102,20 @@ def _check_min_cells(min_cells: int | None) -> None:
             f"min_cells={min_cells} is not possible: it needs a whole number from 1 up."
         )
 
-
+# %% ../../nbs/data/34_annotations.ipynb #12dd19fc
 def _is_usable(labels: pd.Series, drop_unlabelled: bool) -> np.ndarray:
     "Has a cell a label, where that is asked for, and is it not excluded?"
     is_usable = (labels.astype(str) != "excluded").to_numpy()
     return is_usable & ~_is_unlabelled(labels) if drop_unlabelled else is_usable
 
-
+# %% ../../nbs/data/34_annotations.ipynb #b72782ac
 def _is_measured(labels: pd.Series, genes) -> np.ndarray:
     "Are all targets of a cell measured?"
     measured = set(genes)
     is_measured = {p: measured.issuperset(targets(p)) for p in labels.unique()}
     return labels.map(is_measured).to_numpy(bool)
 
-
+# %% ../../nbs/data/34_annotations.ipynb #cb62926c
 def _is_frequent(labels: pd.Series, keep: np.ndarray, min_cells: int) -> np.ndarray:
     "Is a cell a control, or has its perturbation enough cells among those that are kept?"
     is_enough = labels[keep].value_counts() >= min_cells
@@ -161,6 +163,7 @@ def chosen_cells(
     names, by_id = gene_names(var, gene_key)
     labels = label_cells(obs[keep], column, control, by_id)
 
+    # perturbations are counted after those without a measured target have left
     stay = np.ones(len(labels), bool)
     if drop_unmeasured:
         stay &= _is_measured(labels, names)
@@ -179,7 +182,7 @@ def _check_unique(names: pd.Index, kind: str) -> None:
             f" {duplicates[0]!r}. Make them unique: adata.{attribute}_names_make_unique()."
         )
 
-
+# %% ../../nbs/data/34_annotations.ipynb #a6bd69e9
 def _check_columns(obs: pd.DataFrame, batch_key: str | None, guide_key: str | None) -> None:
     "Refuse columns that do not exist, and cells without a batch."
     for key, column in dict(batch_key=batch_key, guide_key=guide_key).items():
@@ -211,7 +214,7 @@ def _check_labels(labels: pd.Series, column: str, control: str | None) -> None:
             f"obs[{column!r}] holds control cells only. Check perturbation_key and control."
         )
 
-
+# %% ../../nbs/data/34_annotations.ipynb #afd4799f
 def _no_control(labels: pd.Index, column: str, control: str | None) -> str:
     likely = perhaps_controls(labels)
     first = ", ".join([*likely, *(p for p in labels if p not in likely)][:5])

@@ -39,6 +39,7 @@ def as_csr(X) -> sp.csr_matrix:
         X = X.astype(X.dtype.newbyteorder("="), copy=False)
 
     X = sp.csr_matrix(X)
+    # some files store an entry twice, to be added up
     if not X.has_canonical_format:
         X = X.copy()
         X.sum_duplicates()

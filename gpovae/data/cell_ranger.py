@@ -50,6 +50,7 @@ def top_guide(counts, min_umis: int = 5, min_share: float = 0.5) -> np.ndarray:
 # %% ../../nbs/data/23_cell_ranger.ipynb #04271c9d
 def _gene_at_start(name: str, genes) -> str:
     "The gene that a guide's name begins with."
+    # NKX2-1_g1 begins with NKX2, NKX2-1 and NKX2-1_g1: the longest gene counts
     stems = [name[: match.start()] for match in re.finditer("[-_]|$", name)]
     return next((stem for stem in reversed(stems) if stem in genes), stems[0])
 
@@ -98,6 +99,7 @@ def _labels_of_guides(index: pd.Index, features: _Features, blocks: Callable) ->
 def _without_guides(barcodes, features: _Features, blocks: Callable, cells) -> Source:
     "The screen: genes only, labels from the table of cells or from the guides."
     index = pd.Index(np.asarray(barcodes, str))
+    # what the user says counts more than what the guides say
     if cells is not None:
         obs = cells.reindex(index)
     elif features.is_guide.any():
@@ -109,6 +111,7 @@ def _without_guides(barcodes, features: _Features, blocks: Callable, cells) -> S
             " column with the perturbation: cells=."
         )
 
+    # the counts of guides leave the matrix
     genes = features.table[features.is_gene]
     var = genes[["name"]].rename(columns=dict(name="gene_symbol"))
     var = var.set_axis(genes["id"].to_numpy(str))
@@ -126,6 +129,7 @@ def _features_of_hdf5(group: h5py.Group) -> _Features:
 
     keys = dict(id="id", name="name", type="feature_type")
     table = {column: text(f"features/{key}") for column, key in keys.items()}
+    # targets are stated by name, by id, or not at all
     tags = [k for k in group["features"] if k in ("target_gene_name", "target_gene_id")]
     table["target"] = text(f"features/{tags[-1]}") if tags else ""
     return _Features(pd.DataFrame(table))
@@ -173,11 +177,11 @@ def _find(folder: Path, *names: str) -> Path:
         " Ranger has."
     )
 
-
+# %% ../../nbs/data/23_cell_ranger.ipynb #7b987cb3
 def _read_table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False)
 
-
+# %% ../../nbs/data/23_cell_ranger.ipynb #e42b7457
 def _features_of_folder(folder: Path) -> _Features:
     table = _read_table(_find(folder, "features.tsv", "genes.tsv"))
     columns = dict(
@@ -219,7 +223,7 @@ def _check_entries(cell: np.ndarray, gene: np.ndarray, matrix: _Matrix) -> None:
             f" 1 to {matrix.rows} and to {matrix.columns}."
         )
 
-
+# %% ../../nbs/data/23_cell_ranger.ipynb #e9d234e9
 def _triplets(matrix: _Matrix) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     "Positions of cells and genes, and counts, some lines at a time."
     types = dict(gene=np.int32, cell=np.int32, count=np.float32)

@@ -68,6 +68,7 @@ def _add(counts, scale, groups, total, square):
     for i in range(len(counts.indptr) - 1):
         for g in groups.indices[groups.indptr[i] : groups.indptr[i + 1]]:
             for k in range(counts.indptr[i], counts.indptr[i + 1]):
+                # s x / l
                 y = counts.data[k] * scale[i]
                 total[g, counts.indices[k]] += y
                 square[g, counts.indices[k]] += y * y
@@ -108,6 +109,7 @@ def group_moments(screen: Screen, groups, columns=None) -> tuple[np.ndarray, np.
     member = _membership(groups, len(library))
 
     n_genes = screen.counts.shape[1] if columns is None else len(columns)
+    # sums of s x / l and of its square, per group
     total, square = np.zeros((2, len(groups), n_genes))
     for cells, block in blocks(screen.counts, np.unique(np.concatenate(groups))):
         counts = sp.csr_matrix(block if columns is None else block[:, columns])

@@ -27,7 +27,7 @@ from .screen import Key
 # %% ../../nbs/data/25_files.ipynb #c8336dd8
 _ANNOTATIONS = ("obs", "var", "obsm", "uns")
 
-
+# %% ../../nbs/data/25_files.ipynb #7516aeee
 def write_annotations(path, adata: ad.AnnData) -> None:
     """Write everything but the counts, replacing what stood there.
 
@@ -56,6 +56,7 @@ def read_annotations(file: h5py.File) -> dict:
 def _make_matrix(f: h5py.File, width: int):
     "An empty matrix by cell, to which blocks are appended."
     empty = sp.csr_matrix((0, width), dtype=np.float32)
+    # 64 bits: a large screen has more than 2^31 counts
     layout = dict(indptr_dtype=np.int64, chunks=(2**14,))
     ad.io.write_elem(f, "X", empty, dataset_kwargs=layout)
     return ad.io.sparse_dataset(f["X"])
@@ -87,12 +88,14 @@ def write_screen(
         start = 0
         for block in source.blocks():
             stop = start + block.shape[0]
+            # a count and its gene take eight bytes, and HDF5 wants some more
             room(path, 12 * block.nnz)
             X.append(block[keep[start:stop]])
             bar.update(stop - start)
             start = stop
 
     obsm = {key: value[keep] for key, value in source.obsm.items()}
+    # annotations of the cells that were kept
     annotations = ad.AnnData(obs=source.obs[keep], var=source.var, obsm=obsm, uns=source.uns)
     write_annotations(path, annotations)
 

@@ -64,6 +64,7 @@ def canonical(label: str, control: str | None = None) -> str:
     if "+" not in label:
         return CONTROL if is_control(label, control) else label
 
+    # a pair with control is a single perturbation, and B+A is A+B
     words = {word.strip() for word in label.split("+") if word.strip()}
     genes = sorted(w for w in words if not is_control(w, control) and not is_control(w))
     return "+".join(genes) or CONTROL
@@ -211,9 +212,11 @@ def gene_names(var: pd.DataFrame, key: str | None = None) -> tuple[pd.Index, dic
     if key is None and _are_ids(var.index):
         key = next((c for c in _SYMBOL_COLUMNS if c in var), None)
 
+    # where a symbol occurs twice, the second gene keeps its id
     names = _symbols(var, key)
     unique = np.where(names.duplicated(), names.index, names).astype(str)
     names = ad.utils.make_index_unique(pd.Index(unique))
 
+    # a label may name the id without its version
     pairs = list(zip(_ensembl_ids(var), names, strict=False))
     return names, dict(pairs) | {gene.split(".")[0]: name for gene, name in pairs}

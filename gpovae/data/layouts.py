@@ -36,13 +36,14 @@ def _choose_layer(root, layer: str | None) -> str:
         raise GpovaeError(f"layer {layer!r} not found. There is: {listed}.")
     return layer
 
-
+# %% ../../nbs/data/24_layouts.ipynb #0e10c559
 def _matrix(root, layer: str):
     "The matrix on disk."
     key = {"": "X", "raw": "raw/X"}.get(layer, f"layers/{layer}")
     if key not in root:
         raise GpovaeError("The file has no X. Name the layer with raw counts: layer=.")
     X = root[key]
+    # an array is dense, a group holds a sparse matrix
     if not isinstance(X, (h5py.Dataset, zarr.Array)):
         X = ad.io.sparse_dataset(X)
     if 0 in X.shape:
@@ -54,6 +55,7 @@ def _open_anndata(root, layer: str | None, scratch: Path) -> Source:
     "An opened .h5ad or .zarr."
     layer = _choose_layer(root, layer)
     X = _matrix(root, layer)
+    # rows of a dense or CSR matrix can be sliced, those of a CSC matrix cannot
     is_by_gene = getattr(X, "format", "csr") == "csc"
 
     def read(key):
@@ -78,6 +80,7 @@ def _join(obs: pd.DataFrame, table: pd.DataFrame | None) -> pd.DataFrame:
     "Annotations of the file, and those of the user's table, which win."
     if table is None:
         return obs
+    # pandas cannot join where the index is named like a column
     kept = obs.drop(columns=obs.columns.intersection(table.columns))
     return kept.rename_axis(None).join(table)
 
@@ -161,6 +164,7 @@ def _open_file(f: h5py.File, request: _Request) -> Source:
     if "obs" in f and "var" in f:
         return _open_anndata(f, request.layer, request.scratch)
 
+    # Cell Ranger 2 has a group per genome, each with barcodes
     groups = [group for group in f.values() if isinstance(group, h5py.Group)]
     if "matrix" in f or any("barcodes" in group for group in groups):
         opened = open_hdf5(f, request.cells)
@@ -176,6 +180,7 @@ def _open(path: Path, request: _Request) -> Source:
     if path.is_dir():
         return _open_directory(path, request)
 
+    # the first bytes tell a layout, whatever the name says
     with path.open("rb") as f:
         magic = f.read(4)
     if magic[:2] == b"\x1f\x8b":
@@ -188,7 +193,7 @@ def _open(path: Path, request: _Request) -> Source:
         " gzipped, and no folder (.zarr, or with matrix.mtx)."
     )
 
-
+# %% ../../nbs/data/24_layouts.ipynb #7c48da8c
 def _unpack(path: Path, scratch: Path) -> Path:
     unpacked = scratch / path.name.removesuffix(".gz")
     with gzip.open(path) as source, unpacked.open("wb") as target:
@@ -209,7 +214,7 @@ def _readable(path):
             f"{str(path)!r} cannot be read: {reason}. Is it whole? Download or copy it again."
         ) from e
 
-
+# %% ../../nbs/data/24_layouts.ipynb #298c3312
 def _guarded(blocks: Callable, path: Path) -> Callable:
     "The same blocks; an error while one is read names the file."
 

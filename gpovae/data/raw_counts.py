@@ -23,7 +23,7 @@ class _Fault(NamedTuple):
     in_words: str
     remedy: str
 
-
+# %% ../../nbs/data/32_raw_counts.ipynb #b8a612f9
 _FAULTS = (
     _Fault(
         lambda x: ~np.isfinite(x),
@@ -53,6 +53,7 @@ def _check_values(block, obs_names, var_names) -> None:
     for is_bad, in_words, remedy in _FAULTS:
         bad = is_bad(block.data)
         if bad.any():
+            # the first entry at fault, and the row it lies in
             k = int(np.flatnonzero(bad)[0])
             cell = obs_names[np.searchsorted(block.indptr, k, side="right") - 1]
             gene = var_names[block.indices[k]]
@@ -104,6 +105,7 @@ def check_counts(X, obs_names, var_names, size_factor=None) -> tuple[np.ndarray,
     """
     if X is None:
         raise GpovaeError("X is empty. Name the layer with the raw counts: layer=.")
+    # with all genes the library size is the total
     has_all = size_factor is None or np.all(size_factor)
     totals, library = np.zeros((2, X.shape[0]))
     for cells, block in blocks(X):

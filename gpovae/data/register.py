@@ -44,12 +44,12 @@ def _choose_layer(adata: ad.AnnData, layer: str | None) -> str | None:
 # %% ../../nbs/data/35_register.ipynb #d5ee9d42
 _GUIDE = re.compile(r"(.+?)[-_.](?:sg|sgrna|grna|guide|g)?[-_]?\d+", re.IGNORECASE)
 
-
+# %% ../../nbs/data/35_register.ipynb #a0885320
 def _gene_of_guide(name: str, genes: set[str]) -> str | None:
     match = _GUIDE.fullmatch(name)
     return match[1] if match and match[1] in genes else None
 
-
+# %% ../../nbs/data/35_register.ipynb #43bc3e1e
 def _perhaps_guides(names: list[str], genes: set[str]) -> str:
     guides = [name for name in names if _gene_of_guide(name, genes)]
     if not guides:
@@ -60,7 +60,7 @@ def _perhaps_guides(names: list[str], genes: set[str]) -> str:
         " perturbation_key, and this one as guide_key."
     )
 
-
+# %% ../../nbs/data/35_register.ipynb #efc00bbd
 def _perhaps_pairs(names: list[str], genes: set[str]) -> str:
     words = {name: re.split("[_,;|/&]", name) for name in names}
     pairs = [name for name in names if len(words[name]) > 1 and genes.issuperset(words[name])]
@@ -75,7 +75,7 @@ def _perhaps_pairs(names: list[str], genes: set[str]) -> str:
 def _first_five(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
-
+# %% ../../nbs/data/35_register.ipynb #85158eb9
 def _warn_of_targets(screen: Screen, stacklevel: int) -> None:
     "Say which targets have no column in the matrix, and what they may be."
     targets = np.array(screen.targets, dtype=object)
@@ -89,7 +89,7 @@ def _warn_of_targets(screen: Screen, stacklevel: int) -> None:
             stacklevel=stacklevel + 1,
         )
 
-
+# %% ../../nbs/data/35_register.ipynb #653a6bd5
 def _warn_of_controls(screen: Screen, control: str | None, stacklevel: int) -> None:
     "Say which perturbations differ from the user's control by a number only."
     stem, similar = numbered_controls(screen.perturbations, control)
@@ -109,13 +109,13 @@ def _identity(adata: ad.AnnData, guide_key: str | None, sums: Iterable[np.ndarra
         words += list(adata.obs[key].astype(str)) if key else []
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
-
+# %% ../../nbs/data/35_register.ipynb #51c9d09a
 def _batches(adata: ad.AnnData, batch_key: str | None) -> pd.Categorical:
     if batch_key:
         return pd.Categorical(adata.obs[batch_key].astype(str))
     return pd.Categorical(np.repeat("all", adata.n_obs))
 
-
+# %% ../../nbs/data/35_register.ipynb #23e3a815
 def _write_record(screen: Screen, settings: dict, n_counts: int) -> None:
     "What came of it, in the record of the preparation."
     uns = screen.adata.uns
@@ -140,6 +140,7 @@ def _register(adata: ad.AnnData, settings: dict) -> Screen:
     names = ("perturbation_key", "control", "gene_key")
     keys = {name: settings[name] for name in names}
     keep = chosen_cells(adata.obs, adata.var, min_cells=settings["min_cells"], **keys)
+    # subsetting copies all counts
     if not keep.all():
         adata._inplace_subset_obs(keep)
 
@@ -150,6 +151,7 @@ def _register(adata: ad.AnnData, settings: dict) -> Screen:
     X = adata.layers[layer] if layer else adata.X
     totals, library = check_counts(X, adata.obs_names, genes, size_factor)
 
+    # everything was checked; from here on it is written
     adata.obs[Key.perturbation] = pd.Categorical(labels)
     adata.obs[Key.library_size] = library.astype(np.float32)
     adata.obs[Key.batch] = _batches(adata, batch_key)

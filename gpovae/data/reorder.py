@@ -55,7 +55,7 @@ def tidy(block) -> sp.csr_matrix:
     block.eliminate_zeros()
     return block
 
-
+# %% ../../nbs/data/22_reorder.ipynb #bea1fb86
 def by_rows(X) -> Callable[[], Iterator[sp.csr_matrix]]:
     "Blocks of a matrix, in memory or on disk, whose rows can be sliced."
     size = block_rows(X.shape[1])
@@ -79,6 +79,7 @@ def _deal(triplets: Iterable, files: list[Path], size: int) -> None:
         cards = np.empty(len(cell), _TRIPLET)
         cards["cell"], cards["gene"], cards["count"] = cell, gene, count
 
+        # cells of a block lie together, so that each file is opened once
         cards = cards[np.argsort(cards["cell"] // size, kind="stable")]
         borders = np.searchsorted(cards["cell"] // size, np.arange(1, len(files)))
         for file, pile in zip(files, np.split(cards, borders), strict=True):
@@ -99,6 +100,7 @@ def from_triplets(
     files = [scratch / f"cells{i}" for i in range(-(-shape[0] // size))]
 
     def blocks():
+        # the second pass over the blocks finds them dealt
         if files and not files[0].exists():
             _deal(triplets(), files, size)
         for first, file in zip(range(0, shape[0], size), files, strict=True):

@@ -104,6 +104,7 @@ def counts(self: Screen):
 @patch(as_prop=True)
 def genes(self: Screen) -> pd.Index:
     "Names of the genes, in the order of the columns."
+    # such as cells that a model drew
     if Key.gene not in self.adata.var:
         return self.adata.var_names
     return pd.Index(self.adata.var[Key.gene].astype(str), name=None)
@@ -144,6 +145,7 @@ def _obs(self: Screen, key: str, step: str) -> np.ndarray:
 def _text(self: Screen, key: str, step: str) -> np.ndarray:
     "A column of text; categories become text once, not cell by cell."
     self._obs(key, step)
+    # of a million cells, a few thousand labels
     column = pd.Categorical(self.adata.obs[key])
     return column.categories.to_numpy(str)[column.codes]
 

@@ -119,8 +119,10 @@ def step(name: str) -> Callable:
             call = inspect.signature(function).bind(adata, *args, **settings)
             call.apply_defaults()
             given = list(call.arguments.items())[1:]
+            # a bar changes no result
             parameters = storable({k: v for k, v in given if k != "progress"})
 
+            # the second call has nothing to do
             if _has_run(adata, name, parameters):
                 return dict(adata.uns[Key.prepare][name]["result"])
             result = function(*call.args, **call.kwargs)

@@ -107,7 +107,7 @@ def _read(self: DiskRows, array, start=None, stop=None) -> np.ndarray:
             " cut off, or changed while it was in use? Prepare the screen again."
         ) from e
 
-
+# %% ../../nbs/data/90_stream.ipynb #848761ec
 @patch
 def _read_entries(self: DiskRows, start: int, stop: int) -> _Entries:
     counts = self._read(self.data, start, stop)
@@ -156,6 +156,7 @@ def by_cell(X, rows=None):
     array, csr_matrix or DiskRows
         Gives cells by position.
     """
+    # AnnData would read those on disk cell by cell
     if isinstance(X, (ad.abc.CSRDataset, ad.abc.CSCDataset)):
         return DiskRows(X, rows)
     if rows is None:
@@ -184,6 +185,7 @@ def windows(X: DiskRows, rng: np.random.Generator | None = None) -> Iterator[np.
     stop = np.append(first[1:], len(X))
     order = np.arange(len(first)) if rng is None else rng.permutation(len(first))
 
+    # so many windows that each holds WINDOW counts, about
     n = -(-int(X.length.sum()) // WINDOW) or 1
     for blocks in np.array_split(order, min(n, len(first))):
         cells = np.concatenate([np.arange(first[b], stop[b]) for b in blocks])
@@ -215,6 +217,7 @@ def ahead(items: Iterable, n: int = 1) -> Iterator:
                 yield item
                 del item
         finally:
+            # also where the caller stops before the end
             thread.shutdown(cancel_futures=True)
             if hasattr(items, "close"):
                 items.close()
@@ -244,6 +247,7 @@ def dense_pieces(matrices: Iterable, sizes, parts) -> Iterator[np.ndarray]:
         arrays = []
         done = 0
         while done < size:
+            # this matrix is used up
             if X is None or position == X.shape[0]:
                 X = None  # let go before the next is made
                 X = next(matrices)
