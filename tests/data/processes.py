@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from gpovae.data import blocks, files, matching, nodes, prepare, reorder
+from gpovae.data import blocks, files, matching, prepare, rank_sum, reorder
 
 FOLDER = Path(sys.argv[1])
 SIZES, GENES = json.loads(sys.argv[2])
@@ -47,7 +47,7 @@ def child(function):
 
 
 def set_block(size):
-    blocks.BLOCK = nodes.BLOCK = size
+    blocks.BLOCK = rank_sum.BLOCK = size
 
 
 def leave_out_steps():

@@ -23,8 +23,8 @@ from click.testing import CliRunner
 
 import gpovae.data.blocks
 import gpovae.data.matching
-import gpovae.data.nodes
 import gpovae.data.prepare
+import gpovae.data.rank_sum
 from gpovae.app.cli import main
 from gpovae.core.errors import GpovaeError
 from gpovae.data import datasets
@@ -54,7 +54,7 @@ def given_rho():
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(gpovae.data.blocks, "BLOCK", BLOCK)
-    monkeypatch.setattr(gpovae.data.nodes, "BLOCK", PART)
+    monkeypatch.setattr(gpovae.data.rank_sum, "BLOCK", PART)
 
 
 STEPS = (
