@@ -6,6 +6,8 @@
 __all__ = ['log_normalised', 'group_moments']
 
 # %% ../../nbs/data/20_expression.ipynb #c379b92b
+from typing import NamedTuple
+
 import numba
 import numpy as np
 import scipy.sparse as sp
@@ -17,78 +19,104 @@ from .stream import by_cell
 def log_normalised(
     screen: Screen, rows, columns=None, scale: float | None = None, base: float = np.e
 ) -> np.ndarray:
-    """log(1 + s x / l) of some cells and genes, dense.
+    """Log-normalised expression of some cells and genes.
 
     Parameters
     ----------
     screen : Screen
-    rows
+        A registered screen.
+    rows : array of int
         Positions of cells.
-    columns
-        Positions of genes; None takes all.
-    scale : float | None
-        s above; None takes the median library size of the screen.
-    base : float, default np.e
+    columns : array of int, optional
+        Positions of genes. None takes all.
+    scale : float, optional
+        s of the equation. None takes the median library size of the screen.
+    base : float, default e
         Of the logarithm.
 
     Returns
     -------
-    ndarray
-        (rows, columns).
+    ndarray of float32, (rows, columns)
+        Dense.
+
+    Notes
+    -----
+    Equation data.expression.1.
     """
     X = screen.counts[rows]
     if columns is not None:
         X = X[:, columns]
-    l = screen.library_size
-    s = np.median(l) if scale is None else scale
-    return (np.log1p(dense(X) * (s / l[rows])[:, None]) / np.log(base)).astype(np.float32)
+    library = screen.library_size
+    scale = np.median(library) if scale is None else scale
+
+    # equation data.expression.1
+    y = np.log1p(dense(X) * (scale / library[rows])[:, None]) / np.log(base)
+    return y.astype(np.float32)
 
 # %% ../../nbs/data/20_expression.ipynb #596910a9
-@numba.njit(nogil=True, cache=True)
-def _add(indptr, indices, data, scale, first, groups, total, square):
-    """Add s x / l and its square to the rows of the groups of each cell.
+class _Rows(NamedTuple):
+    "Rows of a CSR matrix: row i has the columns indices[indptr[i]:indptr[i + 1]]."
 
-    `first` delimits the cell's groups.
-    """
-    for i in range(len(indptr) - 1):
-        for g in groups[first[i] : first[i + 1]]:
-            for k in range(indptr[i], indptr[i + 1]):
-                v = data[k] * scale[i]
-                total[g, indices[k]] += v
-                square[g, indices[k]] += v * v
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+
+@numba.njit(nogil=True, cache=True)
+def _add(counts, scale, groups, total, square):
+    "Add s x / l and its square to the sums of the groups of each cell."
+    for i in range(len(counts.indptr) - 1):
+        for g in groups.indices[groups.indptr[i] : groups.indptr[i + 1]]:
+            for k in range(counts.indptr[i], counts.indptr[i + 1]):
+                # s x / l
+                y = counts.data[k] * scale[i]
+                total[g, counts.indices[k]] += y
+                square[g, counts.indices[k]] += y * y
+
+# %% ../../nbs/data/20_expression.ipynb #13aef462
+def _rows(X: sp.csr_matrix) -> _Rows:
+    return _Rows(X.indptr, X.indices, X.data)
+
+
+def _membership(groups, n_cells: int) -> sp.csr_matrix:
+    "(cells, groups) bool: which cells belong to which group."
+    cells = np.concatenate(groups)
+    group = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
+    return sp.csr_matrix((np.ones(len(cells), bool), (cells, group)), shape=(n_cells, len(groups)))
 
 # %% ../../nbs/data/20_expression.ipynb #59692f98
 def group_moments(screen: Screen, groups, columns=None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance over cells of depth-normalised expression s x / l, group by group.
+    """Mean and variance over cells of expression at equal depth, group by group.
 
     Parameters
     ----------
     screen : Screen
-    groups
-        List of arrays: positions of the cells of each group.
-    columns
-        Positions of genes; None takes all.
+        A registered screen.
+    groups : list of array of int
+        Positions of the cells of each group.
+    columns : array of int, optional
+        Positions of genes. None takes all.
 
     Returns
     -------
-    tuple[ndarray, ndarray]
-        Mean and variance, each (groups, genes).
+    ndarray, (groups, genes)
+        Mean of s x / l, where s is the median library size.
+    ndarray, (groups, genes)
+        Its variance.
     """
-    l = screen.library_size.astype(float)
-    X = screen.counts
-    s = np.median(l)
-    n = np.array([len(g) for g in groups])
-    cells = np.concatenate(groups)
-    member = sp.csr_matrix(
-        (np.ones(len(cells), bool), (cells, np.repeat(np.arange(len(groups)), n))),
-        shape=(len(l), len(groups)),
-    )
-    total, square = np.zeros((2, len(groups), X.shape[1] if columns is None else len(columns)))
-    for at, block in blocks(X, np.unique(cells)):
-        y = sp.csr_matrix(block if columns is None else block[:, columns])
-        m = member[at]
-        _add(y.indptr, y.indices, y.data, s / l[at], m.indptr, m.indices, total, square)
-    n = n[:, None]
+    library = screen.library_size.astype(float)
+    scale = np.median(library)
+    member = _membership(groups, len(library))
+
+    n_genes = screen.counts.shape[1] if columns is None else len(columns)
+    # sums of s x / l and of its square, per group
+    total, square = np.zeros((2, len(groups), n_genes))
+    for cells, block in blocks(screen.counts, np.unique(np.concatenate(groups))):
+        counts = sp.csr_matrix(block if columns is None else block[:, columns])
+        _add(_rows(counts), scale / library[cells], _rows(member[cells]), total, square)
+
+    # equation data.expression.2
+    n = np.array([len(group) for group in groups])[:, None]
     mean = total / n
     return mean, np.maximum(square - n * mean**2, 0) / np.maximum(n - 1, 1)
 

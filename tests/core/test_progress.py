@@ -28,7 +28,7 @@ def shown(monkeypatch, live, seconds=3000, steps=3000, **settings):
     "What work of so many seconds writes, by a clock of its own."
     now = [0.0]
     file = Stream(live)
-    monkeypatch.setattr("gpovae.data.screen.time", lambda: now[0])
+    monkeypatch.setattr("gpovae.core.progress.time", lambda: now[0])
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     with Bar(total=steps, desc="work", unit="steps", file=file, **settings) as bar:
         for k in range(steps):
@@ -46,8 +46,8 @@ def test_a_log_gets_a_few_plain_lines(monkeypatch):
         and "\x1b" not in text
         and 20 < len(lines) < 60
         and all(
-            re.match(r"work: \d+ of 3000 steps, [\d:]+ gone, [\d:?]+ left, loss \d+$", l)
-            for l in lines
+            re.match(r"work: \d+ of 3000 steps, [\d:]+ gone, [\d:?]+ left, loss \d+$", line)
+            for line in lines
         )
     ), lines
     assert lines[-1].startswith("work: 3000 of 3000 steps")

@@ -1,6 +1,10 @@
-"""Broken and odd input of more than two hundred kinds, named below: each either works, or ends in a `GpovaeError` that names the culprit; on the command line in one message and an exit status, never in a traceback.
+"""Broken and odd input of more than two hundred kinds, named below.
 
-A kind is a line of one of the catalogues: what is done, and what the message must name (a regular expression; WORKS where nothing is wrong). hypothesis draws where it is done, and combines kinds.
+Each either works, or ends in a `GpovaeError` that names the culprit; on the command line in one
+message and an exit status, never in a traceback.
+
+A kind is a line of one of the catalogues: what is done, and what the message must name (a regular
+expression; WORKS where nothing is wrong). hypothesis draws where it is done, and combines kinds.
 """
 
 import gzip

@@ -1,4 +1,7 @@
-"""Screens in every layout and under every naming convention, from file to file: the same result as in memory, the user's file untouched, and nothing half-written whatever happens."""
+"""Screens in every layout and under every naming convention, from file to file.
+
+The result is that of memory, the user's file is untouched, and nothing is half-written.
+"""
 
 import gzip
 import hashlib
@@ -18,18 +21,18 @@ import pytest
 import scipy.sparse as sp
 from click.testing import CliRunner
 
+import gpovae.data.blocks
 import gpovae.data.matching
-import gpovae.data.nodes
-import gpovae.data.pipeline
-import gpovae.data.screen
+import gpovae.data.prepare
+import gpovae.data.rank_sum
 from gpovae.app.cli import main
 from gpovae.core.errors import GpovaeError
 from gpovae.data import datasets
 from gpovae.data.blocks import block_rows
 from gpovae.data.files import open_screen, read_cells, source
+from gpovae.data.labels import gene_names
 from gpovae.data.matching import choose_rho
 from gpovae.data.prepare import prepare, prepare_file
-from gpovae.data.register import gene_names
 from gpovae.data.screen import Key, Screen
 from gpovae.data.steps import stale
 
@@ -50,8 +53,8 @@ def given_rho():
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(gpovae.data.screen, "BLOCK", BLOCK)
-    monkeypatch.setattr(gpovae.data.nodes, "BLOCK", PART)
+    monkeypatch.setattr(gpovae.data.blocks, "BLOCK", BLOCK)
+    monkeypatch.setattr(gpovae.data.rank_sum, "BLOCK", PART)
 
 
 STEPS = (
@@ -68,7 +71,7 @@ STEPS = (
 def light(monkeypatch):
     "Register the screen and leave out the steps, where only reading and writing is asked about."
     for step in STEPS:
-        monkeypatch.setattr(gpovae.data.pipeline, step, lambda *_, **__: {})
+        monkeypatch.setattr(gpovae.data.prepare, step, lambda *_, **__: {})
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +200,7 @@ def h5ad(make, packing=None, **settings):
 def shuffled(X):
     "The columns of every row backwards, 64-bit positions."
     X = sp.csr_matrix(X, copy=True)
-    for i, j in zip(X.indptr[:-1], X.indptr[1:]):
+    for i, j in zip(X.indptr[:-1], X.indptr[1:], strict=False):
         X.indices[i:j] = X.indices[i:j][::-1].copy()
         X.data[i:j] = X.data[i:j][::-1].copy()
     return sp.csr_matrix(
@@ -319,7 +322,7 @@ def ten_x(version, guides=False, text=None, packing=False):
                                 if "non" in s
                                 else s.split("_")[0]
                             )
-                            for s, k in zip(names, kind)
+                            for s, k in zip(names, kind, strict=False)
                         ],
                     )
         if packing:
@@ -336,7 +339,8 @@ def mtx(packing=True, order=None, features="features.tsv", barcodes=None, body=N
         at = np.arange(X.nnz) if order is None else np.random.default_rng(order).permutation(X.nnz)
         rows = (
             "".join(
-                f"{g + 1} {c + 1} {int(v)}\n" for g, c, v in zip(X.col[at], X.row[at], X.data[at])
+                f"{g + 1} {c + 1} {int(v)}\n"
+                for g, c, v in zip(X.col[at], X.row[at], X.data[at], strict=False)
             )
             if body is None
             else body
@@ -348,7 +352,9 @@ def mtx(packing=True, order=None, features="features.tsv", barcodes=None, body=N
                 f" {X.nnz if entries is None else entries}\n{rows}"
             ),
             "barcodes.tsv": "".join(b + "\n" for b in barcodes or base.obs_names),
-            features: "".join(f"{i}\t{g}{third}\n" for i, g in zip(ENSEMBL, base.var_names)),
+            features: "".join(
+                f"{i}\t{g}{third}\n" for i, g in zip(ENSEMBL, base.var_names, strict=False)
+            ),
         }.items():
             with gzip.open(path / f"{name}.gz", "wt") if packing else (path / name).open("w") as f:
                 f.write(text)
@@ -626,7 +632,9 @@ def replogle(base):
         dict(
             gem_group=1 + np.arange(400) // 200,
             gene=list(base.obs["gene"]),
-            gene_id=said(base, control="non-targeting", **dict(zip(base.var_names, ENSEMBL))),
+            gene_id=said(
+                base, control="non-targeting", **dict(zip(base.var_names, ENSEMBL, strict=False))
+            ),
             transcript="P1P2",
             mitopercent=0.1,
             UMI_count=1.0,
@@ -643,7 +651,13 @@ def ensembl_labels(base):
     return (
         relabelled(
             base,
-            dict(gene_id=said(base, control="non-targeting", **dict(zip(base.var_names, ENSEMBL)))),
+            dict(
+                gene_id=said(
+                    base,
+                    control="non-targeting",
+                    **dict(zip(base.var_names, ENSEMBL, strict=False)),
+                )
+            ),
             ENSEMBL,
             "symbol",
         ),
@@ -755,10 +769,10 @@ def test_nperts_says_how_many_genes_a_label_names(label, n, genes, base, light):
 
 def test_causalbench(base, tmp_path):
     "Labels and genes are Ensembl ids, and some cells are labelled `excluded`."
-    labels = said(base, control="non-targeting", **dict(zip(base.var_names, ENSEMBL)))
+    labels = said(base, control="non-targeting", **dict(zip(base.var_names, ENSEMBL, strict=False)))
     labels[:10] = ["excluded"] * 10
     a = prepared(relabelled(base, dict(interventions=labels), ENSEMBL, None))
-    ids = dict(zip(base.var_names, ENSEMBL))
+    ids = dict(zip(base.var_names, ENSEMBL, strict=False))
     assert (
         a.n_obs == 390
         and Screen(a).perturbations
@@ -1530,65 +1544,6 @@ def test_bad_input_in_memory(kind, base):
 
 # ---- interrupted, and at size: in processes of their own
 
-SCRIPT = """
-import json, os, resource, shutil, signal, sys, warnings
-from pathlib import Path
-warnings.simplefilter("ignore"); signal.signal(signal.SIGINT, signal.default_int_handler)
-import numpy as np, pandas as pd, scipy.sparse as sp
-import gpovae.data.files as files, gpovae.data.matching as matching, gpovae.data.nodes as nodes, gpovae.data.pipeline as pipeline, gpovae.data.prepare as prepare, gpovae.data.screen as screen
-folder, said, matching.choose_rho = Path(sys.argv[1]), {}, lambda *_: 0.05
-
-def child(f):
-    "Exit status (negative: the signal) and peak memory in bytes of a process that runs f."
-    if (pid := os.fork()) == 0:
-        try: f(); status = 0
-        except KeyboardInterrupt: status = 130
-        except BaseException as e: print(repr(e), file=sys.stderr); status = 1
-        os._exit(status)
-    _, status, usage = os.wait4(pid, 0)
-    return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
-
-def light():
-    for step in json.loads(sys.argv[4]): setattr(pipeline, step, lambda *_, **__: {})
-
-def run(raw, target, **settings): prepare.prepare_file(raw, target, doublets=False, progress=False, **settings)
-
-def interrupted(module, name, number, call, raw, target):
-    "Run until the number-th call of a function, and there get the signal."
-    light(); f, n = getattr(module, name), []
-    def stop(*a, **k):
-        n.append(1); out = f(*a, **k)
-        if len(n) == call: os.kill(os.getpid(), number)
-        return out
-    setattr(module, name, stop); screen.BLOCK = nodes.BLOCK = 3000; run(raw, target)
-
-places = dict(copying=(files, "_tidy", 3), matching=(pipeline, "match_controls", 1), writing=(prepare, "write_annotations", 8))
-for key in json.loads(sys.argv[3]):
-    number, where, old = key.split("-"); module, name, call = places[where]
-    here = folder / key; here.mkdir(); target = here / "prepared.h5ad"
-    if old == "old": target.write_text("what was there")
-    status, _ = child(lambda: interrupted(module, name, getattr(signal, number), call, folder / "raw.h5ad", target))
-    left = sorted(p.name for p in here.iterdir()); intact = target.read_text(errors="replace") == "what was there" if target.exists() else None
-    said[key] = dict(status=status, left=left, intact=intact)
-    if where == "writing": said[key]["again"] = child(lambda: light() or run(folder / "raw.h5ad", target))[0]
-
-def big(n, genes, path):
-    rng = np.random.default_rng(0); p = rng.random(genes) * .9
-    label = np.array(["non-targeting"] * (n // 5) + [f"G{i % (n // 300)}" for i in range(n - n // 5)], object)[rng.permutation(n)]
-    blocks = lambda: (sp.csr_matrix((rng.random((500, genes), np.float32) < p) * (1 + rng.poisson(.3, (500, genes))), dtype=np.float32) for _ in range(n // 500))
-    files.write_screen(path, files.Source(pd.DataFrame(dict(gene=pd.Categorical(label)), index=[f"c{i}" for i in range(n)]), pd.DataFrame(index=[f"G{i}" for i in range(genes)]), blocks, {}, {}))
-
-def prepared(n, steps, block):
-    if block: screen.BLOCK = nodes.BLOCK = block
-    if not steps: light()
-    run(folder / f"{n}.h5ad", folder / f"prepared{n}.h5ad", max_extended=0, n_matches=3, force=True)
-
-sizes, genes = json.loads(sys.argv[2])
-for n in sizes: child(lambda: big(n, genes, folder / f"{n}.h5ad"))
-few = 500 * genes
-said["peaks"] = {name: [child(lambda: prepared(n, steps, block)) for n in sizes] for name, steps, block in (("copying", False, few), ("all", True, few), ("one block", False, None))}
-print(json.dumps(said))
-"""
 # far enough apart: the peaks of two equal runs differ by up to 10 MB
 SIZES = (3000, 20_000)
 GENES = 1200
@@ -1604,13 +1559,12 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def outcome(base, tmp_path_factory):
-    "What became of the processes: see SCRIPT. Returns the folder and what they said."
+    "What became of the processes: see processes.py. Returns the folder and what they said."
     written(base, folder := tmp_path_factory.mktemp("processes"))
     done = subprocess.run(
         [
             sys.executable,
-            "-c",
-            SCRIPT,
+            Path(__file__).with_name("processes.py"),
             folder,
             json.dumps([SIZES, GENES]),
             json.dumps(CASES),

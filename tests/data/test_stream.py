@@ -1,4 +1,8 @@
-"""Training from disk: every cell once, in an order that the seed decides and no thread can change, mixed as well as in memory, with memory that does not follow the cells."""
+"""Training from disk.
+
+Every cell comes once, in an order that the seed decides and no thread can change, mixed as well as
+in memory, with memory that does not follow the cells.
+"""
 
 import shutil
 import time
@@ -16,8 +20,8 @@ import torch
 from click.testing import CliRunner
 from lightning_fabric.utilities.apply_func import move_data_to_device
 
+import gpovae.data.blocks
 import gpovae.data.minibatch
-import gpovae.data.screen
 import gpovae.train.loop
 from gpovae import GPOVAE, datasets, prepare
 from gpovae.app.cli import main
@@ -88,7 +92,7 @@ def rows(loader):
 
 
 def assert_equal(a: Batch, b: Batch):
-    for name, x, y in zip(a._fields, a, b):
+    for name, x, y in zip(a._fields, a, b, strict=False):
         if name == "whole" and x is not None:
             assert_equal_whole(x, y)
         else:
@@ -96,7 +100,7 @@ def assert_equal(a: Batch, b: Batch):
 
 
 def assert_equal_whole(a, b):
-    assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3])) and a[3:] == b[3:]
+    assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=False)) and a[3:] == b[3:]
 
 
 @pytest.mark.parametrize(
@@ -199,14 +203,15 @@ def test_parts_make_the_whole(memory, disk, where, world):
     parts = [list(cells.loader(size, seed=1, rank=r, world=world)) for r in range(world)]
     left = len(cells) % size
     if left < world:
-        last = [torch.cat(x) for x in zip(*(b[:7] for b in alone[-2:]))]
+        last = [torch.cat(x) for x in zip(*(b[:7] for b in alone[-2:]), strict=False)]
         alone[-2:] = [
             alone[-1]._replace(
-                **dict(zip(Batch._fields, last)), row=torch.cat([b.row for b in alone[-2:]])
+                **dict(zip(Batch._fields, last, strict=False)),
+                row=torch.cat([b.row for b in alone[-2:]]),
             )
         ]
     assert {len(p) for p in parts} == {len(alone)} == {len(cells.loader(size, rank=0, world=world))}
-    for b, *some in zip(alone, *parts):
+    for b, *some in zip(alone, *parts, strict=False):
         assert [len(p.row) for p in some] == [
             len(x) for x in np.array_split(np.arange(len(b.row)), world)
         ] and min(len(p.row) for p in some)
@@ -233,7 +238,9 @@ def test_training_is_the_same_where_the_order_is(memory, disk, monkeypatch):
         model = GPOVAE(screen.adata)
         return model.train(max_epochs=2, seed=1, progress=False), model
 
-    def as_in_memory(X, rng, generators={}):
+    generators = {}
+
+    def as_in_memory(X, rng):
         if rng is None:
             return [np.arange(len(X))]
         g = generators.setdefault(id(X), torch.Generator().manual_seed(1))
@@ -298,12 +305,12 @@ def growth(memory, tmp_path, work, times=(1, 4)):
     times.
     """
     found = []
+    a = memory.adata
     for k in times:
-        a = memory.adata
         obs = pd.concat([a.obs] * k)
         obs.index = [f"c{i}" for i in range(len(obs))]
         path = tmp_path / f"{work.__name__}{k}.h5ad"
-        write_screen(path, Source(obs, a.var, lambda: iter([a.X] * k), {}, dict(a.uns)))
+        write_screen(path, Source(obs, a.var, lambda k=k: iter([a.X] * k), {}, dict(a.uns)))
         screen = Screen(open_screen(path))
         if not found:
             work(screen)  # what is compiled or cached is not counted
@@ -326,7 +333,7 @@ def around_training(screen):
 
     vae, labels, batches = build(screen, make_settings())
     for split, shuffle in (("train", True), ("validation", False)):
-        for b in Cells(screen, split, labels, batches).loader(64, shuffle):
+        for _ in Cells(screen, split, labels, batches).loader(64, shuffle):
             pass
     control_context(vae, screen, batches)
     observed_effects(screen.adata, "train")
@@ -334,7 +341,7 @@ def around_training(screen):
 
 
 def test_memory_does_not_follow_the_cells(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpovae.data.screen, "BLOCK", 90 * 200)
+    monkeypatch.setattr(gpovae.data.blocks, "BLOCK", 90 * 200)
     # takes long, and no cells
     monkeypatch.setattr(gpovae.train.loop, "fit_network", lambda *_, **__: None)
     whole, counts = growth(memory, tmp_path, lambda screen: screen.counts[:])
@@ -367,8 +374,10 @@ def test_dense_pieces(seed):
     cuts = np.sort(rng.integers(0, 301, rng.integers(0, 9)))
     sizes = np.diff(np.r_[0, np.sort(rng.choice(np.arange(1, 300), 12, replace=False)), 300])
     parts = [tuple(np.sort(rng.integers(0, n + 1, 2)) + [0, 0]) for n in sizes]
-    parts = [(a, b) if a < b else (0, n) for (a, b), n in zip(parts, sizes)]
-    matrices = [X[a:b] for a, b in zip(np.r_[0, cuts], np.r_[cuts, 300])]  # some of them empty
+    parts = [(a, b) if a < b else (0, n) for (a, b), n in zip(parts, sizes, strict=False)]
+    matrices = [
+        X[a:b] for a, b in zip(np.r_[0, cuts], np.r_[cuts, 300], strict=False)
+    ]  # some of them empty
     start = np.r_[0, np.cumsum(sizes)]
     for piece, at, (a, b) in zip(dense_pieces(matrices, sizes, parts), start, parts, strict=False):
         assert np.array_equal(piece, X[at + a : at + b].toarray())
