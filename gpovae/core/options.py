@@ -8,15 +8,14 @@ __all__ = ['option', 'takes', 'check_settings', 'read_settings']
 
 # %% ../../nbs/core/20_options.ipynb #c379b92b
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import Field, field, fields
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
-import pandas as pd
 from .errors import GpovaeError
 
 # %% ../../nbs/core/20_options.ipynb #0b710002
@@ -77,7 +76,11 @@ def takes(options: type) -> Callable:
         # the options stand where **options stood
         signature = inspect.signature(function)
         kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        added = [_keyword_parameter(f) for f in fields(options)]
+        # an option that may be given by position stands in the signature already
+        written = {p.name: p.default for p in kept}
+        if any(written.get(f.name, f.default) != f.default for f in fields(options)):
+            raise TypeError(f"{function.__name__} and {options.__name__} differ in a default.")
+        added = [_keyword_parameter(f) for f in fields(options) if f.name not in written]
         function.__signature__ = signature.replace(parameters=kept + added)
         function.__doc__ = _with_parameters(inspect.cleandoc(function.__doc__), options)
         return function
@@ -92,7 +95,6 @@ _IN_WORDS = {
     str: "a text",
     NoneType: "None",
 }
-_COLLECTIONS = (list, tuple, set, np.ndarray, pd.Series, pd.Index)
 
 
 def _alternatives(kind) -> tuple:
@@ -112,6 +114,21 @@ def _in_words(kind) -> str:
     return _IN_WORDS.get(kind) or f"a {kind.__name__}"
 
 # %% ../../nbs/core/20_options.ipynb #02f389dd
+def _collections() -> tuple[type, ...]:
+    "What counts as a list; the command line starts without numpy and pandas."
+    import numpy as np
+    import pandas as pd
+
+    return list, tuple, set, np.ndarray, pd.Series, pd.Index
+
+
+def _is_bool(value) -> bool:
+    "A truth value of Python or of numpy."
+    import numpy as np
+
+    return isinstance(value, (bool, np.bool_))
+
+
 def _fits(value, kind) -> bool:
     "Is a value of the type that an annotation (without alternatives) asks for?"
     arguments = get_args(kind)
@@ -121,13 +138,13 @@ def _fits(value, kind) -> bool:
         is_sequence = isinstance(value, (tuple, list)) and len(value) == len(arguments)
         return is_sequence and all(map(_fits, value, arguments))
     if get_origin(kind) is list:
-        return isinstance(value, _COLLECTIONS) and all(_fits(v, arguments[0]) for v in value)
+        return isinstance(value, _collections()) and all(_fits(v, arguments[0]) for v in value)
 
     # True is an int to Python, and NaN a number
     if kind in (int, float):
         is_number = isinstance(value, Integral if kind is int else Real)
-        return is_number and not isinstance(value, bool) and bool(abs(value) < np.inf)
-    return isinstance(value, (bool, np.bool_) if kind is bool else get_origin(kind) or kind)
+        return is_number and not isinstance(value, bool) and bool(abs(value) < math.inf)
+    return _is_bool(value) if kind is bool else isinstance(value, get_origin(kind) or kind)
 
 # %% ../../nbs/core/20_options.ipynb #02f3a8cc
 def check_settings(values: dict, kinds: dict) -> None:
@@ -156,6 +173,19 @@ def check_settings(values: dict, kinds: dict) -> None:
         raise GpovaeError(
             f"seed={values['seed']} is not possible: it needs a whole number from 0 to {2**32 - 1}."
         )
+
+# %% ../../nbs/core/20_options.ipynb #0b710012
+def documented(options: type) -> type:
+    "Class decorator: the docstring of a dataclass of options lists its fields."
+    options.__doc__ = _with_parameters(inspect.cleandoc(options.__doc__), options)
+    return options
+
+
+def check_fields(options) -> None:
+    "Refuse values of another type than a dataclass declares. Raises `GpovaeError`."
+    import pandas as pd  # an annotation that is a text may name it
+
+    check_settings(vars(options), get_type_hints(type(options), localns=dict(pd=pd)))
 
 # %% ../../nbs/core/20_options.ipynb #54391fe2
 class _Spelling(NamedTuple):

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
-
 from .errors import GpovaeError
 
 # %% ../../nbs/core/40_provenance.ipynb #7ac4e995

@@ -11,7 +11,6 @@ import re
 
 import numpy as np
 import pandas as pd
-
 from ..core.errors import GpovaeError
 from gpovae.data.labels import (
     CONTROL,

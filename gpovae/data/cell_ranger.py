@@ -17,7 +17,6 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-
 from ..core.errors import GpovaeError
 from .blocks import block_rows
 from .labels import CONTROL, canonical

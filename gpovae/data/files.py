@@ -14,7 +14,6 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..core.provenance import room

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 import anndata as ad
 import numpy as np
 import pandas as pd
-
 from ..core.errors import GpovaeError
 
 # %% ../../nbs/data/05_labels.ipynb #1ca239e6

@@ -19,7 +19,6 @@ import anndata as ad
 import h5py
 import pandas as pd
 import zarr
-
 from ..core.errors import GpovaeError
 from .cell_ranger import open_folder, open_hdf5
 from .reorder import Source, by_columns, by_rows

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-
 from ..core.errors import GpovaeError
 from .blocks import blocks
 

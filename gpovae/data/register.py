@@ -15,7 +15,6 @@ from collections.abc import Iterable
 import anndata as ad
 import numpy as np
 import pandas as pd
-
 from ..core.errors import GpovaeError
 from ..core.provenance import fingerprint, storable, versions
 from .annotations import chosen_cells, read_labels

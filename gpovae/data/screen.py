@@ -11,7 +11,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-
 from ..core.errors import GpovaeError
 from ..core.provenance import fingerprint
 from .labels import CONTROL

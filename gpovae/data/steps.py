@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable
 
 import anndata as ad
-
 from ..core.provenance import digest, storable, versions
 from .screen import Key, Screen
 

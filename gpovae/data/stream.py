@@ -17,7 +17,6 @@ import numba
 import numpy as np
 import scipy.sparse as sp
 from fastcore.basics import patch
-
 from ..core.errors import GpovaeError
 
 # %% ../../nbs/data/90_stream.ipynb #c171591a
