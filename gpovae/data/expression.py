@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import scipy.sparse as sp
-from .blocks import blocks, dense
+from .blocks import block_rows, blocks, dense
 from .screen import Screen
+from .stream import by_cell
 
 # %% ../../nbs/data/20_expression.ipynb #ebe81fcc
 def log_normalised(
@@ -118,3 +119,42 @@ def group_moments(screen: Screen, groups, columns=None) -> tuple[np.ndarray, np.
     n = np.array([len(group) for group in groups])[:, None]
     mean = total / n
     return mean, np.maximum(square - n * mean**2, 0) / np.maximum(n - 1, 1)
+
+# %% ../../nbs/data/20_expression.ipynb #e8a00003
+def log2_expression(screen: Screen, rows):
+    "log2(1 + 1e4 x / l) of some cells, (rows, genes); sparse where the counts are."
+    X = by_cell(screen.counts)[rows]
+    library = screen.library_size[rows].astype(float)
+    # equation data.expression.2
+    if not sp.issparse(X):
+        return np.log2(1 + 1e4 * np.asarray(X, float) / library[:, None])
+
+    X = sp.csr_matrix(X, dtype=float, copy=True)
+    X.data = np.log2(1 + 1e4 * X.data / np.repeat(library, np.diff(X.indptr)))
+    return X
+
+# %% ../../nbs/data/20_expression.ipynb #e8a00005
+def group_means(
+    screen: Screen,
+    rows,  # positions of cells
+    codes,  # (rows,) group of each cell: 0 .. n_groups - 1
+    n_groups: int,
+    power: int = 1,  # 2 gives the means of squares
+    block: int = 8192,  # cells at a time; fewer where they have many genes
+) -> np.ndarray:
+    "Mean log2 expression of groups of cells, (n_groups, genes)."
+    total = np.zeros((n_groups, len(screen.genes)))
+    block = min(block, block_rows(len(screen.genes)))
+    for start in range(0, len(rows), block):
+        Y = log2_expression(screen, rows[start : start + block])
+        if power == 2:
+            Y = Y.multiply(Y) if sp.issparse(Y) else Y * Y
+
+        group = codes[start : start + block]
+        cell = np.arange(len(group))
+        member = sp.csr_matrix((np.ones(len(group)), (group, cell)), shape=(n_groups, len(group)))
+        sums = member @ Y
+        total += sums.toarray() if sp.issparse(sums) else sums
+
+    n = np.bincount(codes, minlength=n_groups)
+    return total / np.maximum(n, 1)[:, None]
