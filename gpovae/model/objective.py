@@ -33,19 +33,24 @@ def objective_terms(
     posterior = encode(vae, batch, noise, both_labels=settings.beta > 0)
     plates = share_plates(vae, batch, posterior.nodes, plate_sizes)
     sampled = settings.kl == "sampled"
+    beta = settings.beta
+    lambda_align = settings.alignment_weight
+    lambda_s = settings.sparsity
 
     # equation model.objective.1
     return {
+        # negative ELBO
         "reconstruction": -expected_log_likelihood(vae, batch, posterior, settings),
         "kl_basal": kl_basal(batch, posterior, sampled),
         "kl_effect": kl_effect(vae, posterior, plates, sampled),
         "kl_mask": kl_mask(vae.grn, posterior, plates, sampled),
         "kl_artifact": kl_artifact(posterior, plates, sampled),
-        "counterfactual": settings.beta
-        * counterfactual(vae, batch, posterior, settings, partner_noise),
-        "alignment": settings.alignment_weight
-        * alignment_error(vae, batch, posterior.nodes, settings),
-        "sparsity": settings.sparsity * vae.grn.sparsity(),
+        # a cell and its partner in one basal state
+        "counterfactual": beta * counterfactual(vae, batch, posterior, settings, partner_noise),
+        # the network and the measured responses
+        "alignment": lambda_align * alignment_error(vae, batch, posterior.nodes, settings),
+        "sparsity": lambda_s * vae.grn.sparsity(),
+        # priors of V and B
         **weight_priors(vae, settings),
     }
 
