@@ -1208,4 +1208,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'gpovae.train.loop.in_seconds': ('train/loop.html#in_seconds', 'gpovae/train/loop.py'),
                                    'gpovae.train.loop.plate_counts': ('train/loop.html#plate_counts', 'gpovae/train/loop.py'),
                                    'gpovae.train.loop.read_state': ('train/loop.html#read_state', 'gpovae/train/loop.py'),
-                                   'gpovae.train.loop.summary': ('train/loop.html#summary', 'gpovae/train/loop.py')}}}
+                                   'gpovae.train.loop.summary': ('train/loop.html#summary', 'gpovae/train/loop.py')},
+            'gpovae.train.options': { 'gpovae.train.options.TrainOptions': ('train/options.html#trainoptions', 'gpovae/train/options.py'),
+                                      'gpovae.train.options.TrainOptions.__post_init__': ( 'train/options.html#trainoptions.__post_init__',
+                                                                                           'gpovae/train/options.py')}}}
