@@ -94,7 +94,7 @@ def assemble(
 ) -> VAE:
     """A model of the right shape with random weights.
 
-    `nodes` as in `Screen.nodes`; `size_factor` (genes,) says which genes count for the library size.
+    `nodes` as in `Screen.nodes`; `size_factor` (genes,): which genes count for the library size.
     """
     position = nodes.position.to_numpy()
     grn = GRN(

@@ -10,7 +10,6 @@ __all__ = ['GraphedStep']
 import warnings
 
 import torch
-from fastcore.basics import patch
 
 from ..data.minibatch import Batch
 from ..model.objective import objective
@@ -42,7 +41,9 @@ class Terms(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         n_fields = len(self.fields)
-        values = dict.fromkeys(Batch._fields) | dict(zip(self.fields, tensors[:n_fields]))
+        values = dict.fromkeys(Batch._fields) | dict(
+            zip(self.fields, tensors[:n_fields], strict=True)
+        )
         batch = Batch(**values)
         drawn = tensors[n_fields:]
         noise = [Noise(*drawn[i : i + 4]) for i in range(0, len(drawn), 4)]
@@ -52,6 +53,25 @@ class Terms(torch.nn.Module):
             terms = objective(self.vae, batch, self.settings, *noise)
         self.names = list(terms)
         return torch.stack(list(terms.values()))
+
+# %% ../../nbs/train/20_cuda_graph.ipynb #03526fd4
+def _recorded(terms: Terms, batch: Batch, noise: tuple, tensors: list[torch.Tensor]):
+    "The step as a graph; where that fails, a warning, and the step as it is."
+    step = Terms(terms.vae, terms.settings, terms.bf16)
+    step.tensors(batch, noise)
+    inputs = tuple(t.clone() for t in tensors)
+    try:
+        graph = torch.cuda.make_graphed_callables(step, inputs, allow_unused_input=True)
+    except RuntimeError as e:
+        reason = str(e).splitlines()[0]
+        warnings.warn(
+            f"The step could not be captured as a CUDA graph ({reason}). It is launched kernel by"
+            " kernel, which is slower.",
+            stacklevel=3,
+        )
+        graph = terms
+    terms.names = step.names
+    return graph
 
 # %% ../../nbs/train/20_cuda_graph.ipynb #b5285404
 class GraphedStep:
@@ -80,28 +100,8 @@ class GraphedStep:
         shapes = [t.shape for t in tensors]
         if batch.x.is_cuda and self.shapes is None:
             self.shapes = shapes
-            self.graph = self._record(batch, noise, tensors)
+            self.graph = _recorded(self.terms, batch, noise, tensors)
 
         step = self.graph if shapes == self.shapes else self.terms
         values = step(*tensors)
-        return dict(zip(self.terms.names, values))
-
-# %% ../../nbs/train/20_cuda_graph.ipynb #2fe40e17
-@patch
-def _record(self: GraphedStep, batch: Batch, noise: tuple, tensors: list[torch.Tensor]):
-    "The step as a graph; where that fails, a warning, and the step as it is."
-    terms = Terms(self.terms.vae, self.terms.settings, self.terms.bf16)
-    terms.tensors(batch, noise)
-    inputs = tuple(t.clone() for t in tensors)
-    try:
-        graph = torch.cuda.make_graphed_callables(terms, inputs, allow_unused_input=True)
-    except RuntimeError as e:
-        reason = str(e).splitlines()[0]
-        warnings.warn(
-            f"The step could not be captured as a CUDA graph ({reason}). It is launched kernel by"
-            " kernel, which is slower.",
-            stacklevel=3,
-        )
-        graph = self.terms
-    self.terms.names = terms.names
-    return graph
+        return dict(zip(self.terms.names, values, strict=True))
