@@ -30,16 +30,13 @@ from .evaluate.curated import read_network, screen_names
 from .evaluate.effects import cells, observed_effects
 from .evaluate.scores import Scores
 from .evaluate.scores import evaluate as evaluate_tables
-from .model.prediction import anchor as residual_correction
-from .model.prediction import average_effects, basal_latent, control_context
+from .model.prediction import basal_latent
 from .model.presets import make_settings
-from .model.unseen import shift_rows
-from .network.edges import edge_table, with_evidence
-from .network.explain import Explanation, cut_edges, log_fold
+from .network.edges import with_evidence
+from .network.explain import Explanation, cut_edges
 from .network.explain import explain as explain_effect
 from .network.export import as_networkx, node_table, store_network, write_network
-from .network.prior import prior_matrix, read_prior
-from .network.stability import stability
+from .network.prior import read_prior
 from .train.build import Built, build
 from .train.checks import check_perturbations, check_screen
 from .train.distributed import group
@@ -47,20 +44,16 @@ from .train.loop import fit
 from .train.options import TrainOptions
 from gpovae.train.predictions import (
     check_prior,
+    compared,
     draw_cells,
     held_out_bound,
     known_cells,
     predict_effects,
     removed_edges,
+    run_edges,
+    with_residual,
 )
-from gpovae.train.run import (
-    ResidualCorrection,
-    Run,
-    RunFolder,
-    cells_identity,
-    recorded_screen,
-    with_genes,
-)
+from .train.run import Run, RunFolder, cells_identity, new_run, recorded_screen, with_genes
 
 # %% ../nbs/api/10_api.ipynb #4226a96a
 class GPOVAE:
@@ -215,35 +208,6 @@ def _known_edges(self: GPOVAE, screen: Screen, options: TrainOptions) -> dict | 
 def _edge_frame(prior: dict) -> pd.DataFrame:
     return pd.DataFrame(prior["edges"], columns=["source", "target", "sign"])
 
-# %% ../nbs/api/10_api.ipynb #59fb2b84
-def _residual(run: Run, adata: ad.AnnData, progress: bool) -> ResidualCorrection:
-    "What the decoder leaves over of the effects in training cells."
-    rows = run.node_rows(run.labels)
-    predicted, *_ = average_effects(
-        run.vae, run.context, rows, draws=0, seed=run.seed, progress=progress
-    )
-    observed = observed_effects(adata, "train")
-    if missing := [p for p in run.labels if p not in observed.index]:
-        raise GpovaeError(
-            f"No training cell of perturbation {str(missing[0])!r} passes quality control any more."
-            " Run gpovae.prepare(adata) again."
-        )
-    noise = noise_variance(adata, "train")
-    n_cells = cells(adata, "train")[run.labels].to_numpy()
-    common, own = residual_correction(
-        predicted,
-        observed.loc[run.labels].to_numpy(),
-        noise.loc[run.labels].to_numpy(),
-        noise.loc[CONTROL].to_numpy(),
-        n_cells,
-    )
-    return ResidualCorrection(common, own)
-
-
-def _no_residual(n_genes: int, n_labels: int) -> ResidualCorrection:
-    zeros = np.zeros((n_labels, n_genes), np.float32)
-    return ResidualCorrection(np.zeros(n_genes, np.float32), zeros)
-
 # %% ../nbs/api/10_api.ipynb #4d3cfc9b
 def trained_run(
     model: GPOVAE,
@@ -254,33 +218,22 @@ def trained_run(
     prior: dict | None = None,
     progress: bool = False,
 ) -> Run:
-    "A run of a model whose weights were trained on its screen; `history` as from `fit`."
-    vae, labels, batches = built
+    """What a model holds whose weights were trained on its screen; `history` as from `fit`.
+
+    Predictions are then corrected by what the decoder leaves over of the effects in training
+    cells.
+    """
     screen = Screen(model.adata)
-    # held-out perturbations teach nothing, so they have no edges
-    nodes = screen.nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)
-    same_screen = model.run is not None and model.run.screen == screen.identity
-    run = Run(
-        vae=vae,
-        preset=model.preset,
-        settings=model.settings,
-        seed=seed,
-        genes=model.genes,
-        nodes=nodes,
-        labels=labels,
-        batches=batches,
-        context=control_context(vae, screen, batches, seed=seed),
-        residual=_no_residual(len(model.genes), len(labels)),
-        history=history,
-        ended=history.attrs,
-        cells=cells_identity(screen),
-        screen=screen.identity,
-        prior=prior,
-        data=model.run.data if same_screen else None,
-    )
+    decided = dict(preset=model.preset, settings=model.settings, seed=seed, prior=prior)
+    run = new_run(screen, built, history, **decided)
+    if model.run is not None and model.run.screen == run.screen:
+        run = replace(run, data=model.run.data)  # where the screen lies
     if not model.settings.anchor:
         return run
-    return replace(run, residual=_residual(run, model.adata, progress))
+    observed = observed_effects(model.adata, "train")
+    noise = noise_variance(model.adata, "train")
+    n_cells = cells(model.adata, "train")
+    return with_residual(run, observed, noise, n_cells, progress=progress)
 
 # %% ../nbs/api/10_api.ipynb #d609952d
 @patch
@@ -513,49 +466,11 @@ def network(
     See the chapters `gpovae.network.edges` and `gpovae.network.stability`.
     """
     check_settings(locals(), GPOVAE.network.__annotations__)
-    return self._network(min_probability, evidence, regulators, refits, progress)
-
-# %% ../nbs/api/10_api.ipynb #e97522d0
-@patch
-def _network(self: GPOVAE, min_probability, evidence, regulators, refits, progress):
-    if not 0 <= min_probability <= 1:
-        raise GpovaeError(
-            f"min_probability={min_probability} is not possible: it needs a number from 0 to 1."
-        )
-    if refits < 0:
-        raise GpovaeError(f"refits={refits} is not possible: it needs a whole number from 0 up.")
-    vae = self._trained().vae
-    edges = edge_table(vae.grn, self.nodes, min_probability, regulators)
-    if refits:
-        edges = edges.assign(stability=self._stability(edges, refits, progress))
-    if evidence:
-        return with_evidence(edges, vae.perturbations, self.labels, self.nodes, vae.grn)
-    return edges
-
-
-@patch
-def _stability(self: GPOVAE, edges: pd.DataFrame, refits: int, progress: bool) -> np.ndarray:
-    "Share of refits in which each edge is found."
-    if not self.vae.grn.signed:
-        raise GpovaeError(
-            "The published network is not fitted to the table of responses, so it cannot be fitted"
-            " again. Use preset='corrected'."
-        )
-    known, strength = None, 0.0
-    if self.prior:
-        known = prior_matrix(read_prior(_edge_frame(self.prior)), self.nodes.index)
-        strength = self.prior["strength"]
-    share = stability(
-        *shift_rows(self.vae),
-        refits,
-        self.seed,
-        progress,
-        prior=known,
-        strength=strength,
-        regulators=self.settings.regulators,
-    )
-    row = {gene: i for i, gene in enumerate(self.nodes.index)}
-    return share[edges.source.map(row), edges.target.map(row)]
+    run = self._trained()
+    edges = run_edges(run, min_probability, regulators, refits=refits, progress=progress)
+    if not evidence:
+        return edges
+    return with_evidence(edges, run.vae.perturbations, run.labels, run.nodes, run.vae.grn)
 
 # %% ../nbs/api/10_api.ipynb #a3d0c1e2
 @patch
@@ -602,21 +517,10 @@ def explain(
     why = explain_effect(
         run.vae.grn, run.vae.perturbations.kappa, self.nodes, source, target, n_paths
     )
-    return why if target is None else self._compared(why, canonical(source), target)
-
-# %% ../nbs/api/10_api.ipynb #928bd5ce
-@patch
-def _compared(self: GPOVAE, why: Explanation, name: str, target: str) -> Explanation:
-    "Beside the network's total: what the whole model predicts, and what was measured."
-    column = self.genes.index(target)
-    effect = self.predict(name).X[0, [column]]
-    predicted = float(log_fold(self.vae, self.context, [column], effect)[0])
-    if name not in self.labels:
-        return replace(why, predicted=predicted)
-    responses = self.vae.perturbations
-    row, node = self.labels.index(name), self.nodes.index.get_loc(target)
-    observed, se = float(responses.mean[row, node]), float(responses.se[row, node])
-    return replace(why, predicted=predicted, observed=observed, se=se)
+    if target is None:
+        return why
+    effect = self.predict(canonical(source)).to_df()[target].to_numpy()
+    return compared(run, why, canonical(source), target, effect)
 
 # %% ../nbs/api/10_api.ipynb #a3d0c1e4
 @patch

@@ -29,10 +29,10 @@ from ..core.provenance import complete
 from ..data.files import read_screen
 from ..data.labels import targets
 from ..data.screen import Screen
-from ..model.prediction import Context
+from ..model.prediction import Context, control_context
 from ..model.presets import Settings, make_settings
 from ..model.vae import VAE, Perturbations
-from .build import assemble
+from .build import Built, assemble
 from .checkpoint import STATE, translate_settings
 
 # %% ../../nbs/train/50_run.ipynb #e2eb2a96
@@ -125,6 +125,32 @@ def residual_of(self: Run, perturbation: str) -> np.ndarray:
         parts = [gene for gene in targets(perturbation) if gene in self.labels]
     own = (self.residual.own[self.labels.index(p)] for p in parts)
     return sum(own, self.residual.common)
+
+# %% ../../nbs/train/50_run.ipynb #ece90dff
+def new_run(screen: Screen, built: Built, history: pd.DataFrame, **decided) -> Run:
+    """The run of a trained model, without a residual correction.
+
+    `decided`: preset, settings, seed, prior.
+    """
+    vae, labels, batches = built
+    # held-out perturbations teach nothing, so they have no edges
+    nodes = screen.nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)
+    n_genes = len(screen.genes)
+    none = np.zeros(n_genes, np.float32), np.zeros((len(labels), n_genes), np.float32)
+    return Run(
+        vae=vae,
+        genes=list(screen.genes),
+        nodes=nodes,
+        labels=labels,
+        batches=batches,
+        context=control_context(vae, screen, batches, seed=decided["seed"]),
+        residual=ResidualCorrection(*none),
+        history=history,
+        ended=history.attrs,
+        cells=cells_identity(screen),
+        screen=screen.identity,
+        **decided,
+    )
 
 # %% ../../nbs/train/50_run.ipynb #8ee32123
 FORMAT = 4  # of the folder; when it changes, `MIGRATIONS` gets a function
