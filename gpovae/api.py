@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from .core.errors import GpovaeError
 from .core.options import check_settings, takes
 from .core.provenance import digest
-from .data.labels import CONTROL, canonical, targets
+from .data.labels import canonical
 from .data.screen import Key, Screen
 from .data.steps import stale
 from .evaluate.baselines import noise_variance
@@ -32,7 +32,6 @@ from .evaluate.scores import Scores
 from .evaluate.scores import evaluate as evaluate_tables
 from .model.prediction import basal_latent
 from .model.presets import make_settings
-from .network.edges import with_evidence
 from .network.explain import Explanation, cut_edges
 from .network.explain import explain as explain_effect
 from .network.export import as_networkx, node_table, store_network, write_network
@@ -44,6 +43,8 @@ from .train.loop import fit
 from .train.options import TrainOptions
 from gpovae.train.predictions import (
     check_prior,
+    check_source,
+    check_split,
     compared,
     draw_cells,
     held_out_bound,
@@ -51,6 +52,7 @@ from gpovae.train.predictions import (
     predict_effects,
     removed_edges,
     run_edges,
+    tested_perturbations,
     with_residual,
 )
 from .train.run import Run, RunFolder, cells_identity, new_run, recorded_screen, with_genes
@@ -279,13 +281,13 @@ def train(
 def _train(self: GPOVAE, options: TrainOptions, directory, progress: bool) -> pd.DataFrame:
     screen = Screen(self._data())
     processes = group(options.devices, options.strategy)
-    known = self._known_edges(screen, options)
+    edges = self._known_edges(screen, options)
     built = build(
         screen,
         self.settings,
         options.seed,
         progress=progress and processes.rank == 0,
-        prior=known and _edge_frame(known),
+        prior=edges and _edge_frame(edges),
         prior_strength=options.prior_strength,
     )
     history = fit(
@@ -296,13 +298,13 @@ def _train(self: GPOVAE, options: TrainOptions, directory, progress: bool) -> pd
         built.batches,
         directory=directory,
         progress=progress,
-        others=dict(prior=known and digest(json.dumps(known))),
+        others=dict(prior=edges and digest(json.dumps(edges))),
         **vars(options),
     )
     if processes.rank > 0:
         return history  # the first process alone has the best weights, and goes on
 
-    self.run = trained_run(self, built, history, seed=options.seed, prior=known, progress=progress)
+    self.run = trained_run(self, built, history, seed=options.seed, prior=edges, progress=progress)
     self.nodes = self.run.nodes
     if self.ended["by"] == "interrupt":
         raise KeyboardInterrupt(self._interrupted(directory))
@@ -466,11 +468,8 @@ def network(
     See the chapters `gpovae.network.edges` and `gpovae.network.stability`.
     """
     check_settings(locals(), GPOVAE.network.__annotations__)
-    run = self._trained()
-    edges = run_edges(run, min_probability, regulators, refits=refits, progress=progress)
-    if not evidence:
-        return edges
-    return with_evidence(edges, run.vae.perturbations, run.labels, run.nodes, run.vae.grn)
+    options = dict(regulators=regulators, refits=refits, progress=progress)
+    return run_edges(self._trained(), min_probability, evidence, **options)
 
 # %% ../nbs/api/10_api.ipynb #a3d0c1e2
 @patch
@@ -509,11 +508,7 @@ def explain(
     """
     check_settings(locals(), GPOVAE.explain.__annotations__)
     run = self._trained()
-    for gene in targets(canonical(source)):
-        if gene in self.nodes.index and not self.nodes.perturbed[gene]:
-            raise GpovaeError(
-                f"{gene!r} was never perturbed in training cells, so its edges are not known."
-            )
+    check_source(run, source)
     why = explain_effect(
         run.vae.grn, run.vae.perturbations.kappa, self.nodes, source, target, n_paths
     )
@@ -631,9 +626,9 @@ def get_latent_representation(self: GPOVAE) -> np.ndarray:
         Where the model has no screen.
     """
     run, adata = self._trained(), self._data()
-    is_known, known = known_cells(run, adata)
+    is_known, cells = known_cells(run, adata)
     z = np.full((adata.n_obs, run.vae.latent), np.nan, np.float32)
-    z[is_known] = basal_latent(run.vae, known)
+    z[is_known] = basal_latent(run.vae, cells)
     adata.obsm[Key.latent] = z
     return z
 
@@ -674,11 +669,6 @@ def iwelbo(
         For arguments that are not possible, and where the model has no screen.
     """
     check_settings(locals(), GPOVAE.iwelbo.__annotations__)
-    if min(particles, most) < 1:
-        raise GpovaeError(
-            f"particles={particles} and most={most} are not possible: both need a whole number from"
-            " 1 up."
-        )
     run, adata = self._trained(), self._data()
     return held_out_bound(
         run, adata, split, particles=particles, most=most, seed=seed, progress=progress
@@ -726,56 +716,11 @@ def evaluate(
     See the chapter `gpovae.evaluate.scores`.
     """
     check_settings(locals(), GPOVAE.evaluate.__annotations__)
-    self._check_split()
-    seen, held_out = self._tested()
-    unseen = self.predict(held_out, unseen="network") if held_out else None
-    drawn = self.sample(seen, seed=seed, progress=progress) if thorough else None
-    scores = evaluate_tables(
-        self.adata,
-        self.predict(seen).to_df(),
-        self.network(min_probability=0),
-        others=self._tables(others or {}, seen),
-        unseen=unseen.to_df() if held_out else None,
-        evidence=unseen.obs["evidence"] if held_out else None,
-        drawn=drawn,
-        known=known,
-        thorough=thorough,
-        seed=seed,
-        progress=progress,
-    )
-    if thorough:
-        scores.likelihood = self.iwelbo(seed=seed, progress=progress)
-    return scores
+    return self._evaluate(others or {}, known, thorough, seed, progress)
 
 # %% ../nbs/api/10_api.ipynb #958d1855
 @patch
-def _check_split(self: GPOVAE) -> None:
-    "Test cells must not be training cells."
-    screen = Screen(self._data())
-    if cells_identity(screen) != self._trained().cells:
-        raise GpovaeError(
-            "These are not the cells and the split that the model was trained on, so its training"
-            " cells may be among the test cells. Load it with the screen it was trained on, or"
-            " score it with gpovae.evaluate.score."
-        )
-
-
-@patch
-def _tested(self: GPOVAE) -> tuple[list[str], list[str]]:
-    "Perturbations with test cells: those that were trained, and the others."
-    screen = Screen(self.adata)
-    tested = sorted(set(screen.labels[screen.rows("test", fail=False)]) - {CONTROL})
-    seen = [p for p in tested if p in self.labels]
-    if not seen:
-        raise GpovaeError(
-            "No perturbation of the training cells has test cells that pass quality, so there is"
-            " nothing to compare with. Prepare with a larger share of test cells."
-        )
-    return seen, [p for p in tested if p not in self.labels]
-
-
-@patch
-def _tables(self: GPOVAE, others: dict, seen: list[str]) -> dict[str, pd.DataFrame]:
+def _tables(self: GPOVAE, others: dict, names: list[str]) -> dict[str, pd.DataFrame]:
     "Effects by other models."
     tables = {}
     for name, other in others.items():
@@ -784,8 +729,29 @@ def _tables(self: GPOVAE, others: dict, seen: list[str]) -> dict[str, pd.DataFra
                 f"{name!r} was trained on other cells, or with another split: its training cells"
                 " may be among the test cells of this model."
             )
-        tables[name] = other.predict(seen).to_df() if isinstance(other, GPOVAE) else other
+        tables[name] = other.predict(names).to_df() if isinstance(other, GPOVAE) else other
     return tables
+
+
+@patch
+def _evaluate(self: GPOVAE, others: dict, known, thorough: bool, seed: int, progress: bool):
+    run, screen = self._trained(), Screen(self._data())
+    check_split(run, screen)
+    trained, held_out = tested_perturbations(run, screen)
+    unseen = self.predict(held_out, unseen="network") if held_out else None
+    tables = dict(
+        others=self._tables(others, trained),
+        unseen=unseen.to_df() if held_out else None,
+        evidence=unseen.obs["evidence"] if held_out else None,
+        drawn=self.sample(trained, seed=seed, progress=progress) if thorough else None,
+        known=known,
+    )
+    effects, edges = self.predict(trained).to_df(), self.network(min_probability=0)
+    options = dict(thorough=thorough, seed=seed, progress=progress)
+    scores = evaluate_tables(self.adata, effects, edges, **tables, **options)
+    if thorough:
+        scores.likelihood = self.iwelbo(seed=seed, progress=progress)
+    return scores
 
 # %% ../nbs/api/10_api.ipynb #f9d769cc
 @patch

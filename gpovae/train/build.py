@@ -45,14 +45,16 @@ def _buffers(responses: Responses, cells: Cells) -> Perturbations:
     "The table as the model keeps it, with the numbers of training cells."
     is_control = cells.label < 0
     label_cells = np.bincount(cells.label[~is_control], minlength=len(cells.labels))
+    n_fail = int(cells.fail.sum())
+    n_controls = int(is_control.sum())
     return Perturbations(
         responses.targets,
         responses.lfc,
         responses.se,
         label_cells,
-        n_fail=int(cells.fail.sum()),
+        n_fail=n_fail,
         shift_cells=responses.cells,
-        n_controls=int(is_control.sum()),
+        n_controls=n_controls,
     )
 
 # %% ../../nbs/train/10_build.ipynb #5250c58d

@@ -228,5 +228,5 @@ def _write(self: Checkpoint, trainer, loop, is_best: bool):
     header = dict(fingerprint=json.dumps(self.fingerprint), history=json.dumps(self.history))
     with complete(self.path.parent, "the state of the training") as temporary:
         save_file(tensors, temporary / STATE, header)
-    now = time.monotonic()
-    self.due = now + 50 * (now - start)
+    end = time.monotonic()
+    self.due = end + 50 * (end - start)

@@ -147,8 +147,8 @@ def announce(cost: Cost, max_epochs: int, limit: float | None, world: int = 1) -
 
     memory = ""
     if cost.memory > 0:
-        each = " in each process" if world > 1 else ""
-        memory = f"; {cost.memory / 2**30:.1f} GiB of memory{each}"
+        per_process = " in each process" if world > 1 else ""
+        memory = f"; {cost.memory / 2**30:.1f} GiB of memory{per_process}"
     epoch = duration(cost.epoch)
     return f"training: {cost.steps} steps and about {epoch} an epoch, at most {end}{memory}"
 

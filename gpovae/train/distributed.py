@@ -193,21 +193,21 @@ def _importance(failure) -> tuple:
 def _reason(failures: dict, processes: int) -> Exception:
     "The error to raise for failed processes, by their rank."
     rank, failed = min(failures.items(), key=lambda item: _importance(item[1]))
-    who = f"Process {rank + 1} of {processes}"
+    name = f"Process {rank + 1} of {processes}"
     # as `run_worker` wrote it down
     message = failed.message if isinstance(failed.message, dict) else None
 
     if failed.exitcode < 0:
         memory = " Was there enough memory?" if failed.exitcode == -signal.SIGKILL else ""
         return GpovaeError(
-            f"{who} was ended by signal {-failed.exitcode} ({failed.signal_name()}), so the others"
+            f"{name} was ended by signal {-failed.exitcode} ({failed.signal_name()}), so the others"
             f" were stopped.{memory}"
         )
     if message is None:
-        return RuntimeError(f"{who} failed: exit status {failed.exitcode}")
+        return RuntimeError(f"{name} failed: exit status {failed.exitcode}")
     if failed.exitcode == 2:
         return GpovaeError(message["message"].partition(": ")[2])
-    return RuntimeError(f"{who} failed: {message['extraInfo']['py_callstack']}")
+    return RuntimeError(f"{name} failed: {message['extraInfo']['py_callstack']}")
 
 # %% ../../nbs/train/30_distributed.ipynb #e5ecfd00
 def run_worker(work) -> None:

@@ -221,22 +221,14 @@ def fit(
 
     Parameters
     ----------
-    vae : VAE
-        As `build` made it; it has the best weights afterwards (in the first process).
-    screen : Screen
-        The same as in `build`.
-    settings : Settings
-        The same as in `build`.
-    labels : list of str
-        Perturbations in the model's numbering.
-    batches : list of str
-        Experimental batches likewise.
+    vae, screen, settings, labels, batches : VAE, Screen, Settings, list of str, list of str
+        As in `build`; `vae` has the best weights afterwards (in the first process).
     directory : str or Path, optional
-        For the state of the training, from which the same call goes on; None keeps none.
+        For the state of the training, from which the same call goes on.
     progress : bool, default True
         Say what it will cost, and show progress.
     others : dict, optional
-        What else decided the model (`build` had a prior): part of the fingerprint of its state.
+        What else decided the model, such as a prior: part of the fingerprint of its state.
 
     Returns
     -------
@@ -246,20 +238,16 @@ def fit(
     Raises
     ------
     GpovaeError
-        For options that are not possible, for the state of another training in the directory, and
-        for a loss that is not finite.
-    KeyboardInterrupt
-        After Ctrl-C in the first epoch, when there is nothing to keep.
+        For options that are not possible, and for a loss that is not finite.
     """
-    start = time.monotonic()
     options = TrainOptions(**options)
     if options.max_epochs is not None and options.max_epochs < 1:
         raise GpovaeError(f"max_epochs is {options.max_epochs}; at least one epoch is needed.")
+    start = time.monotonic()
     with _quiet_and_exact(len(screen.genes)):
         cells = _split_cells(screen, settings, labels, batches, options.seed)
-        training = _set_up(
-            vae, cells, settings, options, start=start, directory=directory, progress=progress
-        )
+        shown = dict(directory=directory, progress=progress)
+        training = _set_up(vae, cells, settings, options, start=start, **shown)
         ended = _train(training, in_seconds(options.max_time), progress, others or {})
     return _history(training, ended, progress)
 

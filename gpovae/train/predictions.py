@@ -19,7 +19,7 @@ import torch
 
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
-from ..data.labels import CONTROL, targets
+from ..data.labels import CONTROL, canonical, targets
 from ..data.minibatch import Batch, Cells
 from ..data.screen import Key, Screen
 from ..model.prediction import anchor as residual_correction
@@ -27,11 +27,11 @@ from ..model.prediction import average_effects, iwelbo, log2_table, particles
 from ..model.sampling import sample_counts
 from ..model.unseen import between, predict_unseen, shift_rows
 from ..model.vae import VAE
-from ..network.edges import edge_table
+from ..network.edges import edge_table, with_evidence
 from ..network.explain import Explanation, log_fold
 from ..network.prior import prior_matrix, read_prior
 from ..network.stability import stability
-from .run import ResidualCorrection, Run
+from .run import ResidualCorrection, Run, cells_identity
 
 # %% ../../nbs/train/60_predictions.ipynb #6cf19e3a
 def _spread_between(run: Run) -> np.ndarray:
@@ -41,15 +41,15 @@ def _spread_between(run: Run) -> np.ndarray:
     return between(trained.X, trained.layers["spread"], np.array(is_target))
 
 
-def _predict_unseen(run: Run, names: list[str], made: dict, prior, progress: bool):
+def _predict_unseen(run: Run, names: list[str], cache: dict, prior, progress: bool):
     "Effect, mean and spread (3, perturbations, genes), and the evidence of each."
     if removed := removed_edges(run):
         raise GpovaeError(
             f"{names[0]!r} was not trained, and what the network says of it comes from a fit of its"
             f" own, in which {removed} is not cut. Ask the whole model."
         )
-    if "between" not in made:
-        made["between"] = _spread_between(run)
+    if "between" not in cache:
+        cache["between"] = _spread_between(run)
     *effects, evidence = predict_unseen(
         run.vae,
         run.context,
@@ -58,11 +58,11 @@ def _predict_unseen(run: Run, names: list[str], made: dict, prior, progress: boo
         run.genes,
         prior=prior,
         seed=run.seed,
-        fits=made["fits"],
+        fits=cache["fits"],
         progress=progress,
     )
     effects = np.array(effects, np.float32)
-    effects[2] = np.hypot(effects[2], made["between"])
+    effects[2] = np.hypot(effects[2], cache["between"])
     return effects, evidence
 
 # %% ../../nbs/train/60_predictions.ipynb #1b0663f5
@@ -88,18 +88,18 @@ def check_prior(run: Run, unseen: str, prior: pd.DataFrame | None) -> None:
 def predict_effects(
     run: Run,
     names: list[str],
-    made: dict,
+    cache: dict,
     *,
     prior: pd.DataFrame | None = None,
     progress: bool = False,
 ) -> ad.AnnData:
     """Average treatment effects of perturbations by their canonical names.
 
-    `made`: what predictions of unseen targets need, filled once (`fits`, `between`).
+    `cache`: what predictions of unseen targets need, filled once (`fits`, `between`).
     """
     is_trained = np.array([set(targets(p)) <= run.trained_genes for p in names])
-    trained = [p for p, known in zip(names, is_trained, strict=True) if known]
-    unseen = [p for p, known in zip(names, is_trained, strict=True) if not known]
+    trained = [p for p, is_known in zip(names, is_trained, strict=True) if is_known]
+    unseen = [p for p, is_known in zip(names, is_trained, strict=True) if not is_known]
     effects = np.zeros((3, len(names), len(run.genes)), np.float32)
     evidence = np.full(len(names), "trained", dtype=object)
 
@@ -108,7 +108,7 @@ def predict_effects(
             run.vae, run.context, run.node_rows(trained), seed=run.seed, progress=progress
         )
     if unseen:
-        predicted = _predict_unseen(run, unseen, made, prior, progress)
+        predicted = _predict_unseen(run, unseen, cache, prior, progress)
         effects[:, ~is_trained], evidence[~is_trained] = predicted
 
     _warn_of_guesses([p for p, e in zip(names, evidence, strict=True) if e == "none"])
@@ -118,9 +118,9 @@ def predict_effects(
 def _warn_of_guesses(names: list[str]) -> None:
     if not names:
         return
-    more = ", ..." if len(names) > 5 else ""
+    dots = ", ..." if len(names) > 5 else ""
     warnings.warn(
-        f"Nothing is known about what {', '.join(names[:5])}{more} would do: predicted is the"
+        f"Nothing is known about what {', '.join(names[:5])}{dots} would do: predicted is the"
         " knockdown itself and what all perturbations share (obs['evidence'] is 'none').",
         stacklevel=5,
     )
@@ -162,25 +162,24 @@ def with_residual(
     predicted, *_ = average_effects(
         run.vae, run.context, rows, draws=0, seed=run.seed, progress=progress
     )
-    common, own = residual_correction(
-        predicted,
-        observed.loc[run.labels].to_numpy(),
-        noise.loc[run.labels].to_numpy(),
-        noise.loc[CONTROL].to_numpy(),
-        n_cells[run.labels].to_numpy(),
-    )
-    return replace(run, residual=ResidualCorrection(common, own))
+    observed = observed.loc[run.labels].to_numpy()
+    control_noise = noise.loc[CONTROL].to_numpy()
+    noise = noise.loc[run.labels].to_numpy()
+    n_cells = n_cells[run.labels].to_numpy()
+    residual = residual_correction(predicted, observed, noise, control_noise, n_cells)
+    return replace(run, residual=ResidualCorrection(*residual))
 
 # %% ../../nbs/train/60_predictions.ipynb #dcd863db
 def run_edges(
     run: Run,
     min_probability: float,
-    regulators: str = "perturbed",
+    evidence: bool = False,
     *,
+    regulators: str = "perturbed",
     refits: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:
-    "Edges of the network, most probable first; `stability` where there are refits."
+    "Edges of the network as in `GPOVAE.network`."
     if not 0 <= min_probability <= 1:
         raise GpovaeError(
             f"min_probability={min_probability} is not possible: it needs a number from 0 to 1."
@@ -188,9 +187,11 @@ def run_edges(
     if refits < 0:
         raise GpovaeError(f"refits={refits} is not possible: it needs a whole number from 0 up.")
     edges = edge_table(run.vae.grn, run.nodes, min_probability, regulators)
-    if refits == 0:
+    if refits > 0:
+        edges = edges.assign(stability=_edge_stability(run, edges, refits, progress))
+    if not evidence:
         return edges
-    return edges.assign(stability=_edge_stability(run, edges, refits, progress))
+    return with_evidence(edges, run.vae.perturbations, run.labels, run.nodes, run.vae.grn)
 
 # %% ../../nbs/train/60_predictions.ipynb #9935de2f
 def _edge_stability(run: Run, edges: pd.DataFrame, refits: int, progress: bool) -> np.ndarray:
@@ -200,17 +201,17 @@ def _edge_stability(run: Run, edges: pd.DataFrame, refits: int, progress: bool) 
             "The published network is not fitted to the table of responses, so it cannot be fitted"
             " again. Use preset='corrected'."
         )
-    known, strength = None, 0.0
+    edge_prior, strength = None, 0.0
     if run.prior:
         listed = pd.DataFrame(run.prior["edges"], columns=["source", "target", "sign"])
-        known = prior_matrix(read_prior(listed), run.nodes.index)
+        edge_prior = prior_matrix(read_prior(listed), run.nodes.index)
         strength = run.prior["strength"]
     share = stability(
         *shift_rows(run.vae),
         refits,
         run.seed,
         progress,
-        prior=known,
+        prior=edge_prior,
         strength=strength,
         regulators=run.settings.regulators,
     )
@@ -218,6 +219,15 @@ def _edge_stability(run: Run, edges: pd.DataFrame, refits: int, progress: bool) 
     return share[edges.source.map(row), edges.target.map(row)]
 
 # %% ../../nbs/train/60_predictions.ipynb #5a990b2f
+def check_source(run: Run, perturbation: str) -> None:
+    "Raise `GpovaeError` for targets whose edges are not known."
+    for gene in targets(canonical(perturbation)):
+        if gene in run.nodes.index and not run.nodes.perturbed[gene]:
+            raise GpovaeError(
+                f"{gene!r} was never perturbed in training cells, so its edges are not known."
+            )
+
+
 def compared(
     run: Run, why: Explanation, perturbation: str, target: str, effect: np.ndarray
 ) -> Explanation:
@@ -278,6 +288,28 @@ def _annotate(drawn: ad.AnnData, run: Run, lanes: np.ndarray) -> None:
     drawn.uns[Key.screen] = dict(layer="", perturbation_key="perturbation", control=CONTROL)
 
 # %% ../../nbs/train/60_predictions.ipynb #cc92773c
+def check_split(run: Run, screen: Screen) -> None:
+    "Test cells must not be training cells: raise `GpovaeError` for another split."
+    if cells_identity(screen) != run.cells:
+        raise GpovaeError(
+            "These are not the cells and the split that the model was trained on, so its training"
+            " cells may be among the test cells. Load it with the screen it was trained on, or"
+            " score it with gpovae.evaluate.score."
+        )
+
+
+def tested_perturbations(run: Run, screen: Screen) -> tuple[list[str], list[str]]:
+    "Perturbations with test cells: those that were trained, and the others."
+    tested = sorted(set(screen.labels[screen.rows("test", fail=False)]) - {CONTROL})
+    trained = [p for p in tested if p in run.labels]
+    if not trained:
+        raise GpovaeError(
+            "No perturbation of the training cells has test cells that pass quality, so there is"
+            " nothing to compare with. Prepare with a larger share of test cells."
+        )
+    return trained, [p for p in tested if p not in run.labels]
+
+# %% ../../nbs/train/60_predictions.ipynb #9367a8a7
 def known_cells(run: Run, adata: ad.AnnData, split: str | None = None) -> tuple[np.ndarray, Cells]:
     "Which cells are controls or of trained perturbations, and those of a split among them."
     is_known = np.isin(Screen(adata).labels, [*run.labels, CONTROL])
@@ -294,6 +326,11 @@ def held_out_bound(
     run: Run, adata: ad.AnnData, split: str, *, particles: int, most: int, seed: int, progress: bool
 ) -> pd.DataFrame:
     "Cells x (model, called control, labels shuffled): the bound of at most so many cells."
+    if min(particles, most) < 1:
+        raise GpovaeError(
+            f"particles={particles} and most={most} are not possible: both need a whole number from"
+            " 1 up."
+        )
     rng = np.random.default_rng(seed)
     _, held_out = known_cells(run, adata, split)
     drawn = rng.permutation(len(held_out))[:most]

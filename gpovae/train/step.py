@@ -51,10 +51,10 @@ def _predicted_logits(vae: VAE, batch: Batch, noise: Noise) -> torch.Tensor:
 @torch.no_grad()
 def culprit(vae: VAE, screen: Screen, batch: Batch, noise: Noise) -> str:
     "Cell and gene that make a loss not finite: by a count, or else by the decoder."
-    what = "count"
+    quantity = "count"
     bad = ~torch.isfinite(batch.x)
     if not bad.any():
-        what = "predicted expression"
+        quantity = "predicted expression"
         logits = _predicted_logits(vae, batch, noise)
         bad = ~torch.isfinite(logits + vae.log_theta).all(0)
     if not bad.any():
@@ -62,9 +62,10 @@ def culprit(vae: VAE, screen: Screen, batch: Batch, noise: Noise) -> str:
 
     cell, gene = bad.nonzero()[0].tolist()
     name = screen.adata.obs_names[int(batch.row[cell])]
-    n_cells, n_genes = int(bad.any(1).sum()), int(bad.any(0).sum())
+    n_cells = int(bad.any(1).sum())
+    n_genes = int(bad.any(0).sum())
     return (
-        f"The {what} of gene {screen.genes[gene]!r} in cell {name!r} is the first that is not"
+        f"The {quantity} of gene {screen.genes[gene]!r} in cell {name!r} is the first that is not"
         f" finite (it concerns {n_cells} of {len(bad)} cells and {n_genes} of {bad.shape[1]} genes"
         " of the batch)."
     )
