@@ -345,12 +345,12 @@ def quality_run(preset, path, budget, every, seed, threads=1):
     import anndata as ad
 
     from gpovae import GPOVAE
+    from gpovae.api import trained_run
     from gpovae.data.minibatch import Cells
     from gpovae.data.screen import Screen
     from gpovae.evaluate.effects import observed_effects
     from gpovae.evaluate.response import pearson
     from gpovae.model.objective import draw, objective
-    from gpovae.model.prediction import control_context
     from gpovae.train.loop import build
 
     torch.set_num_threads(threads)
@@ -359,19 +359,15 @@ def quality_run(preset, path, budget, every, seed, threads=1):
     screen = Screen(adata)
     noise = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
-    vae, model.labels, model.batches = build(screen, s, seed)
-    cells = Cells(screen, "train", model.labels, model.batches, s.partner, s.shift == "cell", seed)
+    vae, labels, batches = built = build(screen, s, seed)
+    cells = Cells(screen, "train", labels, batches, s.partner, s.shift == "cell", seed)
     spent = time.perf_counter() - start
     scored = 0.0
     curve = []
     loader = cells.loader(s.batch_size, True, seed)
-    model.vae = vae
-    model.seed = seed
-    model.nodes = screen.nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)
     adam = torch.optim.Adam(
         vae.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay, fused=True
     )
-    zero = np.zeros(len(model.genes), np.float32)
     for epoch in range(10_000):
         start = time.perf_counter()
         for batch in loader:
@@ -383,13 +379,9 @@ def quality_run(preset, path, budget, every, seed, threads=1):
         if spent - scored < every and epoch:
             continue
         with torch.no_grad():
-            model.context = control_context(vae, screen, model.batches, seed=seed)
+            model.run = trained_run(model, built, pd.DataFrame(), seed=seed)
+            model.nodes = model.run.nodes
             scored = spent
-            model.anchor = (
-                model._left_over(screen, False)
-                if s.anchor
-                else (zero, np.zeros((len(model.labels), len(zero)), np.float32))
-            )
             curve.append(
                 dict(
                     preset=preset,

@@ -17,7 +17,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from ..api import GPOVAE, _cells, run_settings
+from ..api import GPOVAE
 from ..core.errors import GpovaeError
 from ..data.labels import CONTROL, targets
 from ..data.screen import Key, Screen
@@ -30,6 +30,7 @@ from ..evaluate.scores import SIZE_PROBABILITY
 from ..evaluate.truth import truth_scores
 from .ablation import interval, work
 from ..model.presets import PRESETS, make_settings
+from ..train.run import cells_identity, run_settings
 
 # %% ../../nbs/experiments/20_comparison.ipynb #2103dd67
 def find_runs(text: str) -> list[tuple[str, Path]]:
@@ -127,7 +128,7 @@ def _screen(path, known={}):
     key = str(path), Path(path).stat().st_mtime_ns
     if key not in known:
         adata = ad.read_h5ad(path, backed="r")
-        known[key] = Screen(adata).identity, _cells(Screen(adata))
+        known[key] = Screen(adata).identity, cells_identity(Screen(adata))
         adata.file.close()
     return known[key]
 

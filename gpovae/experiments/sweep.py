@@ -33,7 +33,7 @@ import joblib
 import pandas as pd
 
 import gpovae
-from ..api import run_settings
+from ..train.run import run_settings
 from ..core.errors import GpovaeError
 from ..core.options import once, setting_text
 from ..core.progress import Bar
