@@ -265,13 +265,13 @@ def train(
     KeyboardInterrupt
         After Ctrl-C; the model has the best weights so far, and can be used.
 
-    Examples
-    --------
-    >>> model.train(max_epochs=30, seed=0)
-
     Notes
     -----
     See the chapters `gpovae.train.build` and `gpovae.train.loop`.
+
+    Examples
+    --------
+    >>> model.train(max_epochs=30, seed=0)
     """
     check_settings(dict(directory=directory, progress=progress), GPOVAE.train.__annotations__)
     return self._train(TrainOptions(**options), directory, progress)
@@ -498,13 +498,13 @@ def explain(
     GpovaeError
         For genes that are no nodes, and for a source that was not perturbed in training cells.
 
-    Examples
-    --------
-    >>> model.explain("GATA1", "HBE1")
-
     Notes
     -----
     See the chapter `gpovae.network.explain`.
+
+    Examples
+    --------
+    >>> model.explain("GATA1", "HBE1")
     """
     check_settings(locals(), GPOVAE.explain.__annotations__)
     run = self._trained()

@@ -200,7 +200,7 @@ def _start_dispersion(vae: VAE, cells: Cells) -> None:
 class Built(NamedTuple):
     """A model for a screen, and how it numbers perturbations and batches.
 
-    Attributes
+    Parameters
     ----------
     vae : VAE
         Not yet trained.

@@ -26,7 +26,7 @@ from .step import TrainingLoop
 class Cost(NamedTuple):
     """What a training is going to take.
 
-    Attributes
+    Parameters
     ----------
     steps : int
         Of an epoch.

@@ -27,7 +27,7 @@ from ..core.errors import GpovaeError
 class Group(NamedTuple):
     """The processes that train one model together.
 
-    Attributes
+    Parameters
     ----------
     rank : int
         Number of this process, from 0.

@@ -13,15 +13,12 @@ from typing import Literal
 
 import pandas as pd
 
-from ..core.options import check_settings, option
+from ..core.options import check_settings, option, takes
 
 # %% ../../nbs/train/05_options.ipynb #23f18a5b
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a training is run: `GPOVAE.train(...)` and `gpovae train` take these options.
-
-    Raises `GpovaeError` for a value of another type.
-    """
+    "How a training is run."
 
     max_epochs: int | None = option(
         None, "At most so many passes over the training cells; None takes the preset's number."
@@ -58,3 +55,14 @@ class TrainOptions:
 
     def __post_init__(self):
         check_settings(vars(self), {f.name: f.type for f in fields(self)})
+
+# %% ../../nbs/train/05_options.ipynb #5d0c70a1
+@takes(TrainOptions)
+def _documented(**options):
+    """How a training is run: `GPOVAE.train(...)` and `gpovae train` take these options.
+
+    Raises `GpovaeError` for a value of another type.
+    """
+
+
+TrainOptions.__doc__ = _documented.__doc__  # with a paragraph for each option
