@@ -1,4 +1,6 @@
-"""Saved runs: what is in the folder, what is refused and with which words, what an older one is turned into; and names that are code, which stay text in every report."""
+"""Saved runs: what is in the folder, what is refused and with which words, what an older one is
+turned into; and names that are code, which stay text in every report.
+"""
 
 import hashlib
 import json
@@ -17,10 +19,10 @@ from safetensors.torch import load_file, save_file
 
 import gpovae
 from gpovae import GPOVAE, GpovaeError
-from gpovae.api import FORMAT, MIGRATIONS, _checksum, run_settings
 from gpovae.app import reports
 from gpovae.data.screen import Key
 from gpovae.experiments.sweep import whole
+from gpovae.train.run import FORMAT, MIGRATIONS, checksum, run_settings
 
 pytestmark = pytest.mark.xdist_group("runs")
 SMALL = dict(latent=4, basal=(16, 1), embedding=(16, 2), decoder=(16, 2), batch_size=64)
@@ -40,7 +42,9 @@ def hostile(tmp_path_factory):
     "A screen whose genes, perturbations and cells are named by an enemy, and a run on it."
     folder = tmp_path_factory.mktemp("hostile")
     a = gpovae.datasets.simulated(n_cells=600, n_genes=50, n_perturbations=4, seed=0)
-    called = dict(zip([g for g in a.obs["gene"].cat.categories if g != "non-targeting"], HOSTILE))
+    called = dict(
+        zip([g for g in a.obs["gene"].cat.categories if g != "non-targeting"], HOSTILE, strict=True)
+    )
     called[next(g for g in a.var_names if g not in called)] = "<img src=y onerror=alert(4)>"
 
     def renamed(names):
@@ -138,7 +142,7 @@ def rewritten(folder, sign=True, **to):
     f = folder / "settings.json"
     s = json.loads(f.read_text()) | to
     s = {k: v for k, v in s.items() if v is not None or k not in to}
-    f.write_text(json.dumps(s | dict(checksum=_checksum(s)) if sign else s))
+    f.write_text(json.dumps(s | dict(checksum=checksum(s)) if sign else s))
 
 
 def weights(folder, change):
@@ -205,7 +209,7 @@ BROKEN = {
     "of the future": (
         lambda f: rewritten(f, format=FORMAT + 1, versions=dict(gpovae="7.7")),
         (
-            r"format 4, written by gpovae 7\.7; gpovae .* reads formats up to 3\. Install that"
+            r"format 5, written by gpovae 7\.7; gpovae .* reads formats up to 4\. Install that"
             r" version, or a later one"
         ),
     ),
@@ -232,9 +236,9 @@ BROKEN = {
         lambda f: weights(f, lambda t: t.pop("log_theta")),
         "weights in .* do not fit its settings.json",
     ),
-    "signed, no anchor": (
-        lambda f: weights(f, lambda t: t.pop("anchor.0")),
-        "cannot be read as a run .*anchor",
+    "signed, no residual": (
+        lambda f: weights(f, lambda t: t.pop("residual.common")),
+        "cannot be read as a run .*residual",
     ),
     "signed, a pickle for weights": (
         lambda f: (
@@ -319,10 +323,10 @@ def test_an_older_run_is_brought_up_to_date(run, tmp_path, monkeypatch):
     flip(tmp_path / "old/model.safetensors")
     with pytest.raises(GpovaeError, match="does not belong"):
         GPOVAE.load(tmp_path / "old")
-    monkeypatch.setattr("gpovae.api.FORMAT", FORMAT + 1)
+    monkeypatch.setattr("gpovae.train.run.FORMAT", FORMAT + 1)
     monkeypatch.setitem(
         MIGRATIONS, FORMAT, lambda s: s | dict(format=FORMAT + 1, genes=s["genes"][::-1])
     )
     assert run_settings(run)["genes"] == s["genes"][::-1]
-    assert run_settings(tmp_path / "old")["format"] == FORMAT + 1  # from 2 by 3 to 4
+    assert run_settings(tmp_path / "old")["format"] == FORMAT + 1  # from 2, step by step
     assert sorted(MIGRATIONS) == list(range(2, FORMAT + 1))  # no gap

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 import gpovae
 from gpovae import GPOVAE, GpovaeError
-from gpovae.api import _checksum
+from gpovae.train.run import checksum
 from gpovae.app.cli import main
 from gpovae.data.prepare import prepare_file
 from gpovae.data.screen import Key
@@ -780,7 +780,7 @@ ALTERED = {
         ]
     },
     "without uns gpovae_screen": (drop("uns", Key.screen), "not prepared"),
-    "without uns gpovae_responses": (drop("uns", Key.responses), "table of shifts"),
+    "without uns gpovae_responses": (drop("uns", Key.responses), "table of responses"),
     "without uns gpovae_nodes": (drop("uns", Key.nodes), "[Nn]odes"),
     "without obsm gpovae_match": (drop("obsm", Key.match), WORKS),
     "without obs gpovae_batch": (drop("obs", Key.batch), "gpovae_batch"),
@@ -867,7 +867,7 @@ def signed(g):
 
     def f(p):
         s = g(json.loads((p / "settings.json").read_text()))
-        (p / "settings.json").write_text(json.dumps(s | dict(checksum=_checksum(s))))
+        (p / "settings.json").write_text(json.dumps(s | dict(checksum=checksum(s))))
 
     return f
 

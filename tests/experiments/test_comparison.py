@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gpovae.api import _checksum
+from gpovae.train.run import checksum
 from gpovae.core.errors import GpovaeError
 from gpovae.experiments import ablation as studies
 from gpovae.experiments import comparison as compare
@@ -212,9 +212,7 @@ def test_what_cannot_be_used_is_named(run_folder, tmp_path):
         shutil.copytree(run_folder / "run", tmp_path / name)
         f = tmp_path / name / "settings.json"
         told = json.loads(f.read_text()) | (change or {})
-        f.write_text(
-            text if text is not None else json.dumps(told | dict(checksum=_checksum(told)))
-        )
+        f.write_text(text if text is not None else json.dumps(told | dict(checksum=checksum(told))))
 
     copy("a")
     copy("again")

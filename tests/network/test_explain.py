@@ -333,7 +333,7 @@ def test_cut_is_the_algebra(model):
         new_draws - draws, shift.detach().expand_as(draws), atol=1e-5, rtol=0
     )
     assert not np.allclose(less.predict(e.source).X, effects) and np.array_equal(
-        less.predict(e.source).layers["anchor"], model.predict(e.source).layers["anchor"]
+        less.predict(e.source).layers["residual"], model.predict(e.source).layers["residual"]
     )
     assert less.explain(e.source, e.target).by_length.contribution[1] == 0
     assert (e.source, e.target) not in set(

@@ -16,8 +16,11 @@ import gpovae
 from gpovae import GPOVAE, GpovaeError
 from gpovae.data.screen import Screen
 from gpovae.model.presets import make_settings
+from gpovae.train.build import build
+from gpovae.train.checkpoint import STATE
 from gpovae.train.distributed import group, launch
-from gpovae.train.loop import STATE, TrainingLoop, build, fit
+from gpovae.train.loop import fit
+from gpovae.train.step import TrainingLoop
 
 # weights stay, so that every step can be compared
 SMALL = dict(latent=4, basal=(16, 1), embedding=(16, 2), decoder=(16, 2), learning_rate=0.0)
@@ -219,12 +222,12 @@ def test_a_mistake_is_said_once(capfd):
     "One process refuses while the other waits for it."
     script = """
 import time, click
-from gpovae.train.distributed import group, told
+from gpovae.train.distributed import group, run_worker
 def run():
     if group().rank == 0: time.sleep(120)
     refusal = click.ClickException("Cell 'c17' has no counts."); refusal.exit_code = 2
     raise refusal
-told(run)"""
+run_worker(run)"""
     start = time.monotonic()
     with pytest.raises(GpovaeError, match="^Cell 'c17' has no counts.$"):
         launch([sys.executable, "-c", script], 2)

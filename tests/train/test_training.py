@@ -1,4 +1,6 @@
-"""The loop around the step: what it costs to know the cost, how training ends, and what is kept when it does."""
+"""The loop around the step: what it costs to know the cost, how training ends, and what is kept
+when it does.
+"""
 
 import os
 import signal
@@ -19,7 +21,9 @@ from gpovae.data.files import open_screen
 from gpovae.data.screen import Screen
 from gpovae.experiments.sweep import whole
 from gpovae.model.presets import make_settings
-from gpovae.train.loop import TrainingLoop, build, fit
+from gpovae.train.build import build
+from gpovae.train.loop import fit
+from gpovae.train.step import TrainingLoop
 
 SMALL = dict(latent=4, basal=(16, 1), embedding=(16, 2), decoder=(16, 2), batch_size=64)
 
@@ -44,7 +48,7 @@ def test_measuring_the_cost_changes_nothing(adata, preset, capsys):
     a, first = trained(adata, preset)
     b, second = trained(adata, preset, progress=True)
     pd.testing.assert_frame_equal(first, second, check_exact=True)
-    for (name, w), other in zip(a.named_parameters(), b.parameters()):
+    for (name, w), other in zip(a.named_parameters(), b.parameters(), strict=True):
         assert torch.equal(w, other), name
     said = capsys.readouterr().err
     assert (
@@ -255,7 +259,7 @@ def test_same_bits_whatever_works_ahead(adata, tmp_path, monkeypatch, kind):
     adata.write_h5ad(tmp_path / "prepared.h5ad")
     try:
         for n in (1, 2, 5):
-            monkeypatch.setattr(batches, "ahead", lambda items, _=1: ahead(items, n))
+            monkeypatch.setattr(batches, "ahead", lambda items, _=1, n=n: ahead(items, n))
             monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", n)
             torch.set_num_threads(n)
             vae, history = trained(
