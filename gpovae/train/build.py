@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..data.blocks import blocks, dense

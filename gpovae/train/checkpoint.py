@@ -15,16 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from pytorch_lightning.callbacks import Callback
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
 from ..core.errors import GpovaeError
 from ..core.provenance import complete, digest
 from ..data.minibatch import Loader
 from ..data.screen import Key, Screen
 from ..data.stream import DiskRows, by_cell
 from ..model.presets import Settings
+from pytorch_lightning.callbacks import Callback
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 # %% ../../nbs/train/37_checkpoint.ipynb #f2a642aa
 # file name: weights, best weights, moments of Adam, random generators; in its header the history

@@ -11,7 +11,6 @@ import difflib
 from collections.abc import Collection, Iterable
 
 import numpy as np
-
 from ..core.errors import GpovaeError
 from ..data.labels import CONTROL, canonical, targets
 from ..data.responses import Responses

@@ -16,11 +16,10 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from lightning_fabric.utilities import move_data_to_device
-
 from ..core.errors import GpovaeError
 from ..data.minibatch import Cells, Loader
 from .step import TrainingLoop
+from lightning_fabric.utilities import move_data_to_device
 
 # %% ../../nbs/train/35_cost.ipynb #51fb33aa
 class Cost(NamedTuple):

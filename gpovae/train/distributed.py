@@ -17,11 +17,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from ..core.errors import GpovaeError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-from ..core.errors import GpovaeError
 
 # %% ../../nbs/train/30_distributed.ipynb #6802ec4e
 class Group(NamedTuple):

@@ -19,9 +19,6 @@ from typing import NamedTuple
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Timer
-
 from ..core.errors import GpovaeError
 from ..core.options import takes
 from ..data.minibatch import Cells, Loader
@@ -34,6 +31,8 @@ from .cost import announce, cost, in_bf16, in_seconds
 from .distributed import Group, group
 from .options import TrainOptions
 from .step import Progress, TrainingLoop
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Timer
 
 # %% ../../nbs/train/40_loop.ipynb #3ce3d588
 ENDS = dict(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-
 from ..core.options import check_settings, option, takes
 
 # %% ../../nbs/train/05_options.ipynb #23f18a5b

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..data.labels import CONTROL, canonical, targets

@@ -20,10 +20,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
-from .. import __version__
 from ..core.errors import GpovaeError
 from ..core.provenance import complete
 from ..data.files import read_screen
@@ -34,6 +30,10 @@ from ..model.presets import Settings, make_settings
 from ..model.vae import VAE, Perturbations
 from .build import Built, assemble
 from .checkpoint import STATE, translate_settings
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .. import __version__
 
 # %% ../../nbs/train/50_run.ipynb #e2eb2a96
 class ResidualCorrection(NamedTuple):

@@ -13,8 +13,6 @@ import threading
 import pytorch_lightning as pl
 import torch
 from fastcore.basics import patch
-from pytorch_lightning.callbacks import Callback
-
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..data.minibatch import Batch, Cells
@@ -23,6 +21,7 @@ from ..model.objective import all_cells, draw, objective
 from ..model.presets import Settings
 from ..model.vae import VAE, Noise
 from .cuda_graph import GraphedStep
+from pytorch_lightning.callbacks import Callback
 
 # %% ../../nbs/train/33_step.ipynb #8a996a9a
 def plate_counts(vae: VAE, cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
