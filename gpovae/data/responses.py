@@ -154,6 +154,30 @@ class Responses:
         names = np.asarray(stored["perturbation"]).astype(str)
         return cls(stored["mean"], stored["se"], stored["cells"], names, screen.nodes.index)
 
+    @classmethod
+    def from_arrays(cls, lfc, se, targets: list[list[int]]) -> "Responses":
+        """A table without names: the nodes are "0", "1", ...
+
+        Parameters
+        ----------
+        lfc : array
+            (R, n) log fold changes, NaN where not measured.
+        se : array
+            (R, n) standard errors.
+        targets : list of list of int
+            Numbers of the nodes that each perturbation targets.
+
+        Returns
+        -------
+        Responses
+        """
+        lfc, se = np.asarray(lfc), np.asarray(se)
+        names = np.array(["+".join(map(str, nodes)) for nodes in targets], dtype=object)
+        nodes = pd.Index([str(node) for node in range(lfc.shape[1])])
+        table = cls(lfc, se, np.zeros(len(lfc), int), names, nodes)
+        vars(table)["targets"] = [list(nodes) for nodes in targets]
+        return table
+
     def write(self, adata: ad.AnnData) -> None:
         "Store the table in a prepared screen."
         adata.uns[Key.responses] = dict(
