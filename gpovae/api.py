@@ -24,6 +24,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from fastcore.basics import patch
+from .model.attribution import cut_edges, log_fold, trained_responses
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -35,6 +36,7 @@ from .core.provenance import complete, digest
 from .data.files import read_screen
 from .data.labels import CONTROL, canonical, targets
 from .data.minibatch import Cells
+from .data.responses import Responses
 from .data.screen import Key, Screen
 from .data.steps import stale
 from .evaluate.baselines import noise_variance
@@ -57,7 +59,7 @@ from .model.sampling import sample_counts
 from .model.unseen import between, predict_unseen, shift_rows
 from .model.vae import VAE, Perturbations
 from .network.edges import edge_table, with_evidence
-from .network.explain import Explanation, cut_edges, log_fold
+from .network.explain import Explanation
 from .network.explain import explain as _explain
 from .network.export import as_networkx, node_table, store_network, write_network
 from .network.grn import GRN
@@ -651,17 +653,17 @@ def network(
         at = {g: i for i, g in enumerate(self.nodes.index)}
         known = self.prior and prior_matrix(read_prior(_listed(self.prior)), self.nodes.index)
         share = stability(
-            *shift_rows(vae),
+            Responses.from_arrays(*shift_rows(vae)),
             refits,
-            self.seed,
-            progress,
+            seed=self.seed,
+            progress=progress,
             prior=known,
             strength=self.prior["strength"] if self.prior else 0.0,
             regulators=self.settings.regulators,
         )
         edges = edges.assign(stability=share[edges.source.map(at), edges.target.map(at)])
     return (
-        with_evidence(edges, vae.perturbations, self.labels, self.nodes, vae.grn)
+        with_evidence(edges, trained_responses(vae, self.labels, self.nodes), self.nodes, vae.grn)
         if evidence
         else edges
     )
@@ -762,9 +764,9 @@ def graph(self: GPOVAE, min_probability: float = 0.5, evidence: bool = True):
     object
         networkx.DiGraph.
     """
+    P = self._trained().perturbations
     return as_networkx(
-        self.network(min_probability, evidence),
-        node_table(self.nodes, self._trained().perturbations),
+        self.network(min_probability, evidence), node_table(self.nodes, P.kappa, P.node_cells)
     )
 
 # %% ../nbs/api/10_api.ipynb #a3d0e0d6
@@ -799,7 +801,8 @@ def export_network(
     if path is None:
         store_network(self._data(), edges)
     else:
-        write_network(edges, path, format, node_table(self.nodes, self._trained().perturbations))
+        P = self._trained().perturbations
+        write_network(edges, path, format, node_table(self.nodes, P.kappa, P.node_cells))
     return edges
 
 # %% ../nbs/api/10_api.ipynb #8daf8ba9
@@ -1330,7 +1333,7 @@ def _empty(model, tensors) -> VAE:
     return VAE(
         len(model.genes),
         torch.as_tensor(model.nodes.position.to_numpy().copy()),
-        GRN(n, s.accumulation == "effects", s.hops),
+        GRN(n, s.accumulation == "effects", s.hops + 1),
         P,
         max(len(model.batches), 1) if s.covariate else 1,
         s.latent,

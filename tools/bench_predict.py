@@ -53,7 +53,7 @@ def synthetic(
     s = make_settings(preset)
     mean = rng.normal(0, 0.1, (n, n))
     np.fill_diagonal(mean, rng.uniform(-2.5, -0.5, n))
-    grn = GRN(n, s.accumulation == "effects", s.hops)
+    grn = GRN(n, s.accumulation == "effects", s.hops + 1)
     vae = VAE(
         genes,
         torch.randperm(genes)[:n],
@@ -165,7 +165,7 @@ def plain_iwelbo(vae: VAE, batch: Batch, noise) -> torch.Tensor:  # (B,)
             q_e = _normal(vae.embedding_encoder, mask, torch.eye(n))
             effect = q_e.mean + q_e.stddev * eps
             z_p = one_hot @ (
-                effect + vae.grn.shift(all_rows, P.kappa) if vae.anchored else mask * effect
+                effect + vae.grn.predicted_lfc(all_rows, P.kappa) if vae.anchored else mask * effect
             )
             q_a = _normal(vae.artifact_encoder, torch.ones(1, vae.latent))
             e_a = q_a.mean + q_a.stddev * artifact

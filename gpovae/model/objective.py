@@ -248,7 +248,9 @@ def alignment(vae: VAE, batch: Batch, nodes, s: Settings) -> torch.Tensor:
     P = vae.perturbations
     w = all_cells(batch)
     rows = (
-        vae.grn.shift(nodes, P.kappa) if s.accumulation == "effects" else vae.grn.accumulate(nodes)
+        vae.grn.predicted_lfc(nodes, P.kappa)
+        if s.accumulation == "effects"
+        else vae.grn.accumulate(nodes)
     )
     if s.shift == "cell":
         return published_alignment(P.gather(rows, nodes, batch.label), batch.shift, s.eps) * (

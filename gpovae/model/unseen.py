@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from ..core.progress import Bar
+from ..data.responses import Responses
 from .prediction import Context, average_effects, effects_of, mean_latent
 from .vae import VAE
 from ..network.grn import contract, k_hop
@@ -174,9 +175,7 @@ def fit_unseen(
 
     def fit(rows):
         return fit_network(
-            mean[rows],
-            se[rows],
-            [targets[r] for r in rows],
+            Responses.from_arrays(mean[rows], se[rows], [targets[r] for r in rows]),
             copies=0,
             seed=seed,
             prior=prior,

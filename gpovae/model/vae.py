@@ -369,7 +369,9 @@ def effects(self: VAE, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) 
     q = self.embedding_encoder(mask, own)
     effect = q.sample(eps)
     latent = (
-        effect + self.grn.shift(nodes, self.perturbations.kappa) if self.anchored else mask * effect
+        effect + self.grn.predicted_lfc(nodes, self.perturbations.kappa)
+        if self.anchored
+        else mask * effect
     )
     return Effects(mask, q, effect, latent)
 

@@ -19,7 +19,9 @@ from .denoising import fit_mixture, shrink, steady_state
 
 # %% ../../nbs/network/30_chain.ipynb #4d1a96a8
 # classes of pairs
-PERTURBED, UNPERTURBED, LISTED = 0, 1, 2
+PERTURBED = 0
+UNPERTURBED = 1
+LISTED = 2
 
 
 class Table(NamedTuple):
@@ -40,7 +42,8 @@ class Table(NamedTuple):
 
 # %% ../../nbs/network/30_chain.ipynb #4d1ab597
 def _check_table(responses: Responses) -> None:
-    lfc, se = responses.lfc, responses.se
+    lfc = responses.lfc
+    se = responses.se
     if not len(lfc):
         raise GpovaeError(
             "The table of responses has no row. A network is read from at least one perturbation."
@@ -54,7 +57,7 @@ def _check_table(responses: Responses) -> None:
             " not measured is NaN."
         )
 
-
+# %% ../../nbs/network/30_chain.ipynb #b741049f
 def _may_regulate(regulators: str | np.ndarray, perturbed: np.ndarray) -> np.ndarray | bool:
     "(n,) bool: which nodes may regulate, as far as the user says."
     if not isinstance(regulators, str):
@@ -76,7 +79,8 @@ def prepare_table(
 ) -> Table:
     "The regression's view of a table of responses. Raises `GpovaeError` where it is unfit."
     _check_table(responses)
-    is_target, measured = responses.is_target, responses.measured
+    is_target = responses.is_target
+    measured = responses.measured
     perturbed = is_target.any(0)
     if prior is None:
         prior = np.full((len(perturbed),) * 2, np.nan)
@@ -85,7 +89,9 @@ def prepare_table(
     missing = np.where(is_target, -1.0, 0.0)
     lfc = np.where(measured, responses.lfc, missing).astype(np.float32)
     se = np.where(measured, responses.se, 1.0).astype(np.float32)
-    known = perturbed | measured.any(0) | listed.any(1)
+    candidates = perturbed | measured.any(0) | listed.any(1)
+    candidates = candidates & _may_regulate(regulators, perturbed)
+    kind = (~perturbed)[:, None].astype(int)
     return Table(
         lfc=lfc,
         variance=se**2,
@@ -93,8 +99,8 @@ def prepare_table(
         explained=measured & ~is_target,
         targets=responses.targets,
         kappa=own_lfc(lfc, is_target),
-        regulators=np.flatnonzero(known & _may_regulate(regulators, perturbed)),
-        kind=np.where(listed, LISTED, (~perturbed)[:, None].astype(int)),
+        regulators=np.flatnonzero(candidates),
+        kind=np.where(listed, LISTED, kind),
         sign=np.where(listed, prior, 0.0),
         strength=strength,
         floor=floor,
@@ -116,7 +122,7 @@ class Slab:
     size: float = 0.0  # mu
     variance: float = 0.1  # tau^2
 
-
+# %% ../../nbs/network/30_chain.ipynb #62c5588c
 @dataclass
 class Errors:
     "What a log-linear network leaves over."
@@ -132,7 +138,8 @@ class Chain:
 
     def __init__(self, table: Table, rng: np.random.Generator):
         R, n = table.lfc.shape
-        self.table, self.rng = table, rng
+        self.table = table
+        self.rng = rng
         # the table stored in perturbations x nodes; effects and pairs as [target, regulator]
         state = np.zeros((n, n), np.int8)
         state[:, table.regulators] = gibbs.ABSENT
@@ -210,13 +217,14 @@ def _regression(chain: Chain) -> gibbs.Regression:
 
 # %% ../../nbs/network/30_chain.ipynb #e800df66
 def _prior(chain: Chain) -> gibbs.SpikeAndSlab:
-    slab, sign = chain.slab, chain.table.sign.T
+    slab = chain.slab
+    sign = chain.table.sign.T
     unlisted, agreeing = slab.activating
     activating = np.where(sign > 0, agreeing, np.where(sign < 0, 1 - agreeing, unlisted))
     activating = np.clip(activating, 1e-3, 1 - 1e-3).astype(np.float32)
-    log_odds = np.log(slab.density / (1 - slab.density))
+    log_odds = np.log(slab.density / (1 - slab.density))[chain.table.kind.T]
     return gibbs.SpikeAndSlab(
-        log_odds=log_odds[chain.table.kind.T].astype(np.float32),
+        log_odds=log_odds.astype(np.float32),
         log_activates=np.log(activating),
         log_represses=np.log(1 - activating),
         size=np.float32(slab.size),
@@ -225,7 +233,8 @@ def _prior(chain: Chain) -> gibbs.SpikeAndSlab:
 
 # %% ../../nbs/network/30_chain.ipynb #ad9ae55b
 def _loops(chain: Chain) -> gibbs.Loops:
-    table, W = chain.table, chain.sample.effect.T
+    table = chain.table
+    W = chain.sample.effect.T
     # equation network.gibbs.3
     T = np.linalg.inv(np.eye(len(W)) - W)
     feedback = (T / T.diagonal()[:, None]).astype(np.float32)
@@ -234,7 +243,7 @@ def _loops(chain: Chain) -> gibbs.Loops:
     slack = (1 / T.diagonal()).astype(np.float32)
     return gibbs.Loops(slack, feedback, share.sum(0, dtype=np.float32))
 
-
+# %% ../../nbs/network/30_chain.ipynb #8fdc2697
 def _turn(candidates: np.ndarray, targets: np.ndarray, width: int, rng) -> gibbs.Turn:
     size = (len(targets), width)
     uniform = rng.random(size, np.float32)
@@ -243,9 +252,12 @@ def _turn(candidates: np.ndarray, targets: np.ndarray, width: int, rng) -> gibbs
 # %% ../../nbs/network/30_chain.ipynb #724bb4fe
 def draw(chain: Chain) -> None:
     "All effects, once."
-    table, rng, sample = chain.table, chain.rng, chain.sample
+    table = chain.table
+    rng = chain.rng
+    sample = chain.sample
     n = len(sample.effect)
-    data, prior = _regression(chain), _prior(chain)
+    data = _regression(chain)
+    prior = _prior(chain)
     if sample.effect.any():
         order = rng.permutation(table.regulators)
     else:
@@ -267,8 +279,11 @@ def draw(chain: Chain) -> None:
 
 # %% ../../nbs/network/30_chain.ipynb #8aa5ce85
 def _learn_density(chain: Chain) -> None:
-    table, slab, rng = chain.table, chain.slab, chain.rng
-    state, kind = chain.sample.state, table.kind.T
+    table = chain.table
+    slab = chain.slab
+    rng = chain.rng
+    state = chain.sample.state
+    kind = table.kind.T
     perturbed = table.is_target.any(0)[None]
     for k in (PERTURBED, UNPERTURBED, LISTED):
         counted = (kind == k) & (state > 0) & (perturbed if k == LISTED else True)
@@ -280,19 +295,24 @@ def _learn_density(chain: Chain) -> None:
         drawn = rng.beta(credit + edges, doubt + pairs - edges)
         slab.density[k] = np.clip(drawn, 1e-4, highest)
 
-
+# %% ../../nbs/network/30_chain.ipynb #5c7f9271
 def _learn_signs(chain: Chain) -> None:
-    state, sign = chain.sample.state, chain.table.sign.T
-    is_edge, activates = state >= gibbs.ACTIVATES, state == gibbs.ACTIVATES
+    state = chain.sample.state
+    sign = chain.table.sign.T
+    is_edge = state >= gibbs.ACTIVATES
+    activates = state == gibbs.ACTIVATES
     agrees = np.where(sign == 0, activates, activates == (sign > 0))
     for k, edges in enumerate((is_edge & (sign == 0), is_edge & (sign != 0))):
-        right, wrong = agrees[edges].sum(), (~agrees[edges]).sum()
+        right = agrees[edges].sum()
+        wrong = (~agrees[edges]).sum()
         chain.slab.activating[k] = chain.rng.beta(2 + right, 2 + wrong)
 
 # %% ../../nbs/network/30_chain.ipynb #39f2d73e
 def _learn_slab(chain: Chain) -> None:
-    slab, rng = chain.slab, chain.rng
-    state, effect = chain.sample.state, chain.sample.effect
+    slab = chain.slab
+    rng = chain.rng
+    state = chain.sample.state
+    effect = chain.sample.effect
     is_edge = state >= gibbs.ACTIVATES
     size = (effect * np.where(state == gibbs.ACTIVATES, 1, -1))[is_edge].astype(float)
     count = is_edge.sum()
@@ -315,10 +335,12 @@ def _draw_offset(residual: np.ndarray, weight: np.ndarray, axis: int, rng) -> np
     noise = rng.normal(size=precision.shape) / np.sqrt(precision)
     return (mean + noise).astype(np.float32)
 
-
+# %% ../../nbs/network/30_chain.ipynb #75e207ff
 def _learn_offsets(chain: Chain) -> np.ndarray:
     "Returns the residual without them."
-    errors, weight, rng = chain.errors, chain.weight, chain.rng
+    errors = chain.errors
+    weight = chain.weight
+    rng = chain.rng
     explained = chain.table.explained
     residual = chain.residual + np.where(explained, errors.column + errors.row, 0)
     errors.column = _draw_offset(residual - errors.row, weight, 0, rng)[0]
@@ -327,9 +349,10 @@ def _learn_offsets(chain: Chain) -> np.ndarray:
 
 # %% ../../nbs/network/30_chain.ipynb #baeacbff
 def _learn_errors(chain: Chain, residual: np.ndarray) -> None:
-    table, errors = chain.table, chain.errors
+    table = chain.table
+    errors = chain.errors
     explained = table.explained
-    squares = chain.sample.effect.T ** 2
+    squares = chain.sample.effect.T**2
     # equation network.chain.1, solved for saturation and misfit
     through = np.where(table.is_target, 0, chain.x) ** 2 @ squares
     uncertain = chain.x_variance @ squares
@@ -377,7 +400,7 @@ class Posterior(NamedTuple):
     std: np.ndarray  # (n, n) of that effect
     chains: list  # as their last draw left them
 
-
+# %% ../../nbs/network/30_chain.ipynb #9776039b
 def run_chains(table: Table, seeds: list, burn: int, draws: int, tick) -> Posterior:
     "One chain for each seed, of `burn` draws that do not count and `draws` that do."
     chains = []
@@ -390,8 +413,8 @@ def run_chains(table: Table, seeds: list, burn: int, draws: int, tick) -> Poster
 
     probability, mean, square = (
         sum(total.T.astype(float) for total in totals) / len(chains) / draws
-        for totals in zip(*(chain.sample[2:] for chain in chains))
+        for totals in zip(*(chain.sample[2:] for chain in chains), strict=True)
     )
     effect = mean / np.maximum(probability, 1e-12)
-    variance = square / np.maximum(probability, 1e-12) - effect**2
-    return Posterior(probability, effect, np.sqrt(np.maximum(variance, 1e-6)), chains)
+    variance = np.maximum(square / np.maximum(probability, 1e-12) - effect**2, 1e-6)
+    return Posterior(probability, effect, np.sqrt(variance), chains)

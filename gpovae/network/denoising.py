@@ -111,7 +111,7 @@ def toy_network(n: int, density: float, rng: np.random.Generator) -> np.ndarray:
     np.fill_diagonal(W, 0)
     return W * min(1, 0.7 / np.abs(np.linalg.eigvals(W)).max())
 
-
+# %% ../../nbs/network/25_denoising.ipynb #8ef4f39c
 def toy_responses(W: np.ndarray, cells: int, rng: np.random.Generator) -> Responses:
     "The table of a screen in which every node is knocked down, by 50 to 95 %, in so many cells."
     n = len(W)

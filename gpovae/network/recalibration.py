@@ -60,8 +60,8 @@ def platt(p: np.ndarray, true: np.ndarray) -> Calibration:
         misfit = np.logaddexp(0, -y * (a + b * log_odds)).sum()
         return misfit + (a / 0.5) ** 2 / 2 + ((b - 1) / 0.2) ** 2 / 2
 
-    found = minimize(loss, [0.0, 1.0], method="L-BFGS-B", bounds=[(-3, 0), (0.3, 1)])
-    return Calibration(*found.x)
+    fit = minimize(loss, [0.0, 1.0], method="L-BFGS-B", bounds=[(-3, 0), (0.3, 1)])
+    return Calibration(*fit.x)
 
 # %% ../../nbs/network/35_recalibration.ipynb #93a92595
 def recalibrate(p: np.ndarray, calibration: Calibration) -> np.ndarray:
@@ -93,7 +93,7 @@ def _draw_network(table: Table, p: np.ndarray, effect: np.ndarray, rng) -> np.nd
     np.fill_diagonal(W, 0)
     return W
 
-
+# %% ../../nbs/network/35_recalibration.ipynb #ff207f5e
 def simulate_from_fit(
     table: Table, p: np.ndarray, effect: np.ndarray, chain: Chain, rng: np.random.Generator
 ) -> tuple[np.ndarray, Table]:
@@ -119,20 +119,24 @@ def possible_edges(table: Table) -> np.ndarray:
     regulates = table.is_target.any(0) & np.isin(np.arange(n), table.regulators)
     return regulates[:, None] & table.explained.any(0) & ~np.eye(n, dtype=bool)
 
-
+# %% ../../nbs/network/35_recalibration.ipynb #b41cc536
 def calibrate(
     table: Table, posterior: Posterior, run, copies: int, seed: int
 ) -> tuple[np.ndarray, Calibration]:
     "Recalibrated probabilities, from screens simulated from the fit; `run` fits one of them."
-    p, possible = posterior.probability, possible_edges(table)
-    lowered, found = p, []
+    p = posterior.probability
+    possible = possible_edges(table)
+    lowered = p
+    calibrations = []
     for k in range(copies if table.explained.any() else 0):
         rng = np.random.default_rng([seed, 1000 + k])
         chain = posterior.chains[0]
         true, simulated = simulate_from_fit(table, lowered, posterior.effect, chain, rng)
         claimed = run(simulated, [[seed, 1000 + k, 0]]).probability
         if (true & possible).any():
-            found.append(platt(claimed[possible], true[possible]))
-        if found:
-            lowered = recalibrate(p, np.mean(found, 0))
-    return lowered, Calibration(*np.mean(found, 0).tolist()) if found else Calibration()
+            calibrations.append(platt(claimed[possible], true[possible]))
+        if calibrations:
+            lowered = recalibrate(p, np.mean(calibrations, 0))
+    if not calibrations:
+        return lowered, Calibration()
+    return lowered, Calibration(*np.mean(calibrations, 0).tolist())

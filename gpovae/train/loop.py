@@ -39,6 +39,7 @@ from ..core.provenance import complete, digest
 from ..data.blocks import blocks, dense
 from ..data.labels import targets
 from ..data.minibatch import Batch, Cells, Loader
+from ..data.responses import Responses
 from ..data.screen import Key, Screen
 from ..data.stream import DiskRows, by_cell
 from ..model.fused import use_compiled
@@ -93,9 +94,7 @@ def build(
     known = None if prior is None else prior_matrix(read_prior(prior), nodes.index)
     found = (
         fit_network(
-            table[1],
-            table[2],
-            table[0],
+            Responses(*table[1:], np.asarray(cells.labels), nodes.index),
             prior=known,
             strength=prior_strength,
             regulators=settings.regulators,
@@ -106,7 +105,7 @@ def build(
         else None
     )
     grn = GRN(
-        len(nodes), signed, settings.hops, settings.edge_prior, nodes.position.to_numpy() >= 0
+        len(nodes), signed, settings.hops + 1, settings.edge_prior, nodes.position.to_numpy() >= 0
     )
     if found:
         grn.start_from(*found[:3])

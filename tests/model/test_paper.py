@@ -99,7 +99,7 @@ def step():
     vae = VAE(
         c["G"],
         ALL,
-        GRN(c["T"], signed=False, hops=s.hops, edge_prior=s.edge_prior),
+        GRN(c["T"], signed=False, max_path_length=s.hops + 1, edge_prior=s.edge_prior),
         P,
         latent=s.latent,
         basal=s.basal,
