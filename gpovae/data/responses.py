@@ -171,12 +171,10 @@ class Responses:
         -------
         Responses
         """
-        lfc, se = np.asarray(lfc), np.asarray(se)
-        names = np.array(["+".join(map(str, nodes)) for nodes in targets], dtype=object)
-        nodes = pd.Index([str(node) for node in range(lfc.shape[1])])
-        table = cls(lfc, se, np.zeros(len(lfc), int), names, nodes)
-        vars(table)["targets"] = [list(nodes) for nodes in targets]
-        return table
+        R, n = np.shape(lfc)
+        labels = ["+".join(map(str, nodes)) or CONTROL for nodes in targets]
+        nodes = pd.Index([str(i) for i in range(n)], name="node")
+        return cls(lfc, se, np.zeros(R, np.int64), np.array(labels, dtype=str), nodes)
 
     def write(self, adata: ad.AnnData) -> None:
         "Store the table in a prepared screen."

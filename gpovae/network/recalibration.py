@@ -61,7 +61,7 @@ def platt(p: np.ndarray, true: np.ndarray) -> Calibration:
         return misfit + (a / 0.5) ** 2 / 2 + ((b - 1) / 0.2) ** 2 / 2
 
     fit = minimize(loss, [0.0, 1.0], method="L-BFGS-B", bounds=[(-3, 0), (0.3, 1)])
-    return Calibration(*fit.x)
+    return Calibration(*fit.x.tolist())
 
 # %% ../../nbs/network/35_recalibration.ipynb #93a92595
 def recalibrate(p: np.ndarray, calibration: Calibration) -> np.ndarray:

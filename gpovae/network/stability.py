@@ -19,9 +19,7 @@ def half_of_cells(responses: Responses, rng: np.random.Generator) -> Responses:
     "The table that half of the cells could give; targets' own entries stay."
     noise = np.nan_to_num(responses.se) * rng.normal(size=responses.lfc.shape)
     lfc = responses.lfc + np.where(responses.is_target, 0, noise)
-    half = replace(responses, lfc=lfc, se=responses.se * np.sqrt(2))
-    vars(half)["targets"] = responses.targets
-    return half
+    return replace(responses, lfc=lfc, se=responses.se * np.sqrt(2))
 
 # %% ../../nbs/network/50_stability.ipynb #77a91155
 def stability(
