@@ -14,7 +14,7 @@ from tqdm import tqdm
 import gpovae
 from gpovae.data import datasets
 from gpovae.data.register import register
-from gpovae.data.responses import node_responses
+from gpovae.data.responses import Responses, node_responses
 from gpovae.data.screen import Key, Screen
 from gpovae.data.simulate import simulated
 from gpovae.evaluate import rankings as rivals
@@ -98,7 +98,7 @@ def job(name, seed):
     nodes = Screen(a).nodes
     at = nodes.index.get_indexer(s["perturbation"])
     start = time.perf_counter()
-    fit = fit_network(s["mean"], s["se"], [[int(i)] for i in at], seed=seed, progress=False)
+    fit = fit_network(Responses.read(a), seed=seed, progress=False)
     seconds = time.perf_counter() - start
     can = (nodes.position.to_numpy() >= 0) & (np.arange(len(nodes)) != at[:, None])
     r, j = np.nonzero(can)
@@ -145,7 +145,7 @@ def job(name, seed):
         sign_accuracy=right[y & likely].mean() if (y & likely).any() else None,
         likely=int(likely.sum()),
         likely_true=y[likely].mean() if likely.any() else None,
-        tempered=fit.tempered,
+        calibration=fit.calibration,
         **{k: held[k] for k in ("ece", "ece_by_luck", "brier_skill", "believed")},
     )
     return row, p, y
@@ -167,7 +167,7 @@ def full(name, seed):
     seconds = time.perf_counter() - start
     known = a.uns[Key.truth]
     nodes = model.nodes.index
-    fit = fit_network(*shift_rows(model.vae), seed=seed, progress=False)
+    fit = fit_network(Responses.from_arrays(*shift_rows(model.vae)), seed=seed, progress=False)
     i, j = np.nonzero(fit.probability)
     first = pd.DataFrame(
         dict(
@@ -233,7 +233,7 @@ def network(options):
             dict(
                 screen=name,
                 **SCREENS[name],
-                **t.drop(columns=["screen", "seed", "tempered", "density"])
+                **t.drop(columns=["screen", "seed", "calibration", "density"])
                 .astype(float)
                 .mean()
                 .to_dict(),

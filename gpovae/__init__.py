@@ -1,4 +1,7 @@
-"""Perturb-seq effects and the gene network that explains them."""
+"""Modules:
+
+- `gpovae.network.grn`: The parameters that create perturbation effects are a gene regulatory network: along its paths, direct effects must add up to the effects that were measured. This is the contribution of the GPO-VAE paper, here as published, and in a form that can tell a direct edge from an indirect effect."""
+
 import importlib
 
 __version__ = "0.1.0"

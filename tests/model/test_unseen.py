@@ -13,6 +13,7 @@ import pytest
 import gpovae
 from gpovae.core.errors import GpovaeError
 from gpovae.data.labels import CONTROL
+from gpovae.data.responses import Responses
 from gpovae.data.screen import Key, Screen
 from gpovae.evaluate.effects import cells, observed_effects
 from gpovae.evaluate.response import pearson
@@ -391,9 +392,7 @@ def test_a_prior_can_be_given_to_any_fit():
     S = S / np.diag(S)[:, None] * -1.5 + rng.normal(size=S.shape) * 0.05
     sign = np.where(W != 0, np.sign(W), np.nan)
     p, m, *_ = fit_network(
-        S[:15],
-        np.full((15, 20), 0.05),
-        [[i] for i in range(15)],
+        Responses.from_arrays(S[:15], np.full((15, 20), 0.05), [[i] for i in range(15)]),
         prior=sign,
         copies=0,
         progress=False,

@@ -1,4 +1,6 @@
-"""No NaN: the count likelihood in float32 against float64 and scipy, screens of awkward shape under both presets, and an error that names the culprit where a loss is not finite all the same."""
+"""No NaN: the count likelihood in float32 against float64 and scipy, screens of awkward shape under
+both presets, and an error that names the culprit where a loss is not finite all the same.
+"""
 
 import re
 import warnings
@@ -31,7 +33,6 @@ SMALL = dict(
 
 
 # ---- the likelihood, gene by gene
-# --------------------------------------------------------------------------------------------------
 
 
 def grid():
@@ -123,7 +124,6 @@ def test_log_theta_far_outside_stays_finite():
 
 
 # ---- screens of awkward shape
-# ------------------------------------------------------------------------------------------------------
 
 
 def awkward(change=None, then=None, **kw):
@@ -309,7 +309,6 @@ def test_a_gene_seen_in_one_training_cell():
 
 
 # ---- where a loss is not finite all the same
-# ---------------------------------------------------------------------------------------
 
 
 def named(message, name):
