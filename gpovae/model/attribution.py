@@ -11,7 +11,6 @@ __all__ = ['log_fold', 'cut_edges', 'trained_responses']
 import numpy as np
 import pandas as pd
 import torch
-
 from ..core.errors import GpovaeError
 from ..data.responses import Responses
 from .averages import log_total

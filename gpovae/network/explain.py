@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-
 from ..core.errors import GpovaeError
 from ..data.labels import canonical, targets
 from .grn import GRN

@@ -16,7 +16,6 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
-
 from ..core.errors import GpovaeError
 from ..core.provenance import complete
 from ..data.screen import Key

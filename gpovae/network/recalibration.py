@@ -11,11 +11,10 @@ __all__ = ['platt', 'recalibrate']
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
-
 from ..data.responses import own_lfc
 from .chain import Chain, Posterior, Table
 from .denoising import steady_state
+from scipy.optimize import minimize
 
 # %% ../../nbs/network/35_recalibration.ipynb #9887ac6e
 class Calibration(NamedTuple):

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-
 from ..core.options import option, takes
 from ..core.progress import Bar
 from ..data.responses import Responses
