@@ -20,9 +20,9 @@ from gpovae.data.simulate import simulated
 from gpovae.evaluate import rankings as rivals
 from gpovae.evaluate import truth as against
 from gpovae.model.presets import make_settings
-from gpovae.model.unseen import shift_rows
+from gpovae.model.unseen import response_rows
 from gpovae.network.regression import fit_network
-from gpovae.train.loop import build
+from gpovae.train.build import build
 
 # perturbed and downstream genes, density, cells of a perturbation (mean), kinetics, unmeasured
 # targets. The method was worked out on log-linear
@@ -167,7 +167,7 @@ def full(name, seed):
     seconds = time.perf_counter() - start
     known = a.uns[Key.truth]
     nodes = model.nodes.index
-    fit = fit_network(Responses.from_arrays(*shift_rows(model.vae)), seed=seed, progress=False)
+    fit = fit_network(Responses.from_arrays(*response_rows(model.vae)), seed=seed, progress=False)
     i, j = np.nonzero(fit.probability)
     first = pd.DataFrame(
         dict(
@@ -281,7 +281,7 @@ def tapseq(options):
     a = datasets.load("schraivogel2020")
     gpovae.prepare(a, progress=False, **datasets.prepare_arguments("schraivogel2020"))
     vae, labels, _ = build(Screen(a), make_settings("corrected"))
-    mean, se, targets = shift_rows(vae)
+    mean, se, targets = response_rows(vae)
     nodes = Screen(a).nodes
     return dict(
         nodes=list(nodes.index),

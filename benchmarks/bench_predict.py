@@ -36,7 +36,7 @@ from gpovae.model.prediction import (
 from gpovae.model.presets import make_settings
 from gpovae.model.vae import VAE, ResponseBuffers
 from gpovae.network.grn import GRN, sample_mask
-from gpovae.train.loop import build, fit
+from gpovae.train.build import build; from gpovae.train.loop import fit
 
 GENES, NODES, CELLS, PARTICLES = 8563, 620, 256, 2500  # of the issue; cells of the context
 # perturbations and particles of the plain effects; time goes with their product
@@ -164,7 +164,7 @@ def plain_iwelbo(vae: VAE, batch: Batch, noise) -> torch.Tensor:  # (B,)
             q_e = _normal(vae.embedding_encoder, mask, torch.eye(n))
             effect = q_e.mean + q_e.stddev * eps
             z_p = one_hot @ (
-                effect + vae.grn.shift(all_rows, P.kappa) if vae.network_prior else mask * effect
+                effect + vae.grn.predicted_lfc(all_rows, P.kappa) if vae.network_prior else mask * effect
             )
             q_a = _normal(vae.artifact_encoder, torch.ones(1, vae.latent))
             e_a = q_a.mean + q_a.stddev * artifact

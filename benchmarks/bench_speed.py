@@ -351,7 +351,7 @@ def quality_run(preset, path, budget, every, seed, threads=1):
     from gpovae.evaluate.response import pearson
     from gpovae.model.objective import draw, objective
     from gpovae.model.prediction import control_context
-    from gpovae.train.loop import build
+    from gpovae.train.build import build
 
     torch.set_num_threads(threads)
     model, real = GPOVAE(adata := ad.read_h5ad(path), preset), observed_effects(adata, "test")

@@ -29,9 +29,10 @@ from .evaluate.curated import read_network, screen_names
 from .evaluate.effects import cells, observed_effects
 from .evaluate.scores import Scores
 from .evaluate.scores import evaluate as evaluate_tables
+from .model.attribution import cut_edges
 from .model.prediction import basal_latent
 from .model.presets import make_settings
-from .network.explain import Explanation, cut_edges
+from .network.explain import Explanation
 from .network.explain import explain as explain_effect
 from .network.export import as_networkx, node_table, store_network, write_network
 from .network.prior import read_prior
@@ -229,7 +230,7 @@ def trained_run(
     run = new_run(screen, built, history, **decided)
     if model.run is not None and model.run.screen == run.screen:
         run = replace(run, data=model.run.data)  # where the screen lies
-    if not model.settings.anchor:
+    if not model.settings.residual_correction:
         return run
     observed = observed_effects(model.adata, "train")
     noise = noise_variance(model.adata, "train")
@@ -551,6 +552,13 @@ def cut(self: GPOVAE, edges: Sequence[tuple[str, str]]) -> GPOVAE:
 
 # %% ../nbs/api/10_api.ipynb #a3d0c1e7
 @patch
+def _node_table(self: GPOVAE) -> pd.DataFrame:
+    "Nodes with what was done to them, as other tools take it."
+    known = self.vae.perturbations
+    return node_table(self.nodes, known.kappa, known.node_cells)
+
+
+@patch
 def graph(self: GPOVAE, min_probability: float = 0.5, evidence: bool = True):
     """The network as a NetworkX graph.
 
@@ -568,7 +576,7 @@ def graph(self: GPOVAE, min_probability: float = 0.5, evidence: bool = True):
         cells.
     """
     edges = self.network(min_probability, evidence)
-    return as_networkx(edges, node_table(self.nodes, self.vae.perturbations))
+    return as_networkx(edges, self._node_table())
 
 # %% ../nbs/api/10_api.ipynb #a3d0e0d6
 @patch
@@ -606,7 +614,7 @@ def export_network(
     if path is None:
         store_network(self._data(), edges)
     else:
-        write_network(edges, path, format, node_table(self.nodes, self.vae.perturbations))
+        write_network(edges, path, format, self._node_table())
     return edges
 
 # %% ../nbs/api/10_api.ipynb #8daf8ba9
@@ -864,17 +872,3 @@ def differences(model: GPOVAE, folder: str | Path, **options) -> list[str] | Non
     requested |= asdict(model.settings)
     requested["max_epochs"] = options.max_epochs or model.settings.max_epochs
     return RunFolder(folder).differences(requested)
-
-# %% ../nbs/api/10_api.ipynb #51f3e193
-# names of 0.1.0, until the other chapters and tests use those of today
-from .train.run import HISTORY, WEIGHTS, run_settings  # noqa: E402, F401
-
-
-@patch
-def _differs(self: GPOVAE, path, seed, max_epochs, prior, prior_strength):
-    options = dict(seed=seed, max_epochs=max_epochs, prior=prior, prior_strength=prior_strength)
-    different = differences(self, path, **options)
-    return None if different is None else ", ".join(different)
-
-
-GPOVAE.anchor = GPOVAE.residual

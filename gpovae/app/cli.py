@@ -27,6 +27,6 @@ for _command in (prepare, datasets, train, evaluate, report, compare, sweep, sco
 # %% ../../nbs/app/50_cli.ipynb #fab590c8
 def worker() -> None:
     "Be one of the processes of `gpovae train --devices`."
-    from gpovae.train.distributed import told
+    from gpovae.train.distributed import run_worker
 
     told(lambda: main(standalone_mode=False, obj="worker"))

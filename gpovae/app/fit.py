@@ -166,7 +166,7 @@ class _Training:
     @property
     def state(self) -> Path:
         "Where the training goes on after an interruption."
-        from gpovae.train.loop import STATE
+        from gpovae.train.checkpoint import STATE
 
         return self.folder / STATE
 
@@ -177,8 +177,8 @@ class _Training:
 # %% ../../nbs/app/30_fit.ipynb #0d1b0009
 def _check_folder(folder: Path) -> None:
     "Refuse a folder that holds other things than a run."
-    from gpovae.api import HISTORY, WEIGHTS
-    from gpovae.train.loop import STATE
+    from gpovae.train.checkpoint import STATE
+    from gpovae.train.run import HISTORY, WEIGHTS
 
     if not folder.is_dir() or (folder / "settings.json").exists():
         return

@@ -113,7 +113,7 @@ class CutGRN(GRN):
 
 # %% ../../nbs/model/95_attribution.ipynb #a093b807
 def _check_edges(vae: VAE, nodes: pd.DataFrame, edges: list[tuple[str, str]]) -> None:
-    if not vae.anchored or not vae.grn.signed:
+    if not vae.network_prior or not vae.grn.signed:
         raise GpovaeError(
             "The decoder of this model is not fed by signed effects of the network, so there is no"
             " edge to cut. Use preset='corrected'."

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from ..data.minibatch import Batch
 from .averages import lost
+from .divergences import log_normal
 from .likelihood import count_constant
-from .objective import log_normal
-from .objective import own_dispersion as own_dispersion
+from .objective import own_dispersion
 from .prediction import in_threads, latents
 from .vae import VAE, Gaussian, Noise, PerRow, draw_noise
 

@@ -353,7 +353,7 @@ def alignment_error(
 ) -> torch.Tensor:
     "What the network predicts, against the table or against each cell; unweighted."
     if settings.accumulation == "effects":
-        rows = vae.grn.shift(nodes, vae.perturbations.kappa)
+        rows = vae.grn.predicted_lfc(nodes, vae.perturbations.kappa)
     else:
         rows = vae.grn.accumulate(nodes)
     if settings.alignment_target == "responses":
@@ -395,5 +395,5 @@ def weight_priors(vae: VAE, settings: Settings) -> dict[str, torch.Tensor]:
     if settings.decoder_prior is not None:
         terms["decoder_prior"] = decoder_penalty(vae, settings.decoder_prior)
     if settings.accumulation == "effects":
-        terms["effect_prior"] = vae.grn.departure() / vae.perturbations.n_cells
+        terms["effect_prior"] = vae.grn.effect_prior() / vae.perturbations.n_cells
     return terms

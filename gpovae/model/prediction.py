@@ -97,11 +97,11 @@ def latents(
     From noise u (S, U, n) and eps (s, U, n), s <= S. Means are (S, U, n), or (1, U, n) where
     the mask is not drawn; draws are (s, U, n).
     """
-    if vae.anchored:
+    if vae.network_prior:
         # the mask is not drawn here, so the embedding is encoded once and not S times
         u = u[:1]
     effects = vae.effects(nodes, u, torch.zeros_like(u))
-    mask = 1 if vae.anchored else effects.mask[: len(eps)]
+    mask = 1 if vae.network_prior else effects.mask[: len(eps)]
     std = effects.q.std[: len(eps)]
     return effects.latent, effects.latent[: len(eps)] + mask * std * eps
 

@@ -76,7 +76,7 @@ class Target(NamedTuple):
     to_genes: dict = {}  # prior edges to genes that are no nodes: column -> sign
 
 # %% ../../nbs/model/90_unseen.ipynb #d933f0da
-def shift_rows(vae: VAE) -> tuple[np.ndarray, np.ndarray, list]:
+def response_rows(vae: VAE) -> tuple[np.ndarray, np.ndarray, list]:
     """The table of responses with own targets, as `fit_network` takes it.
 
     Mean (R, n), standard error (R, n), targets.
@@ -107,8 +107,8 @@ class _Table(NamedTuple):
     def fit(self, rows):
         "The network of some perturbations alone."
         targets = [self.targets[r] for r in rows]
-        table = self.lfc[rows], self.se[rows], targets
-        return fit_network(*table, copies=0, progress=False, **self.options)
+        table = Responses.from_arrays(self.lfc[rows], self.se[rows], targets)
+        return fit_network(table, copies=0, progress=False, **self.options)
 
 # %% ../../nbs/model/90_unseen.ipynb #d9340fc9
 def _hide(table, folds, seed, progress):
@@ -213,7 +213,7 @@ def fit_unseen(
     Unseen
         The network, the shared response and the worth of predictions.
     """
-    lfc, se, targets = shift_rows(vae)
+    lfc, se, targets = response_rows(vae)
     kappa = vae.perturbations.kappa.double().numpy()
     table = _Table(lfc, se, targets, kappa, dict(prior=prior, seed=seed))
     p, m, std, density, _ = (np.asarray(x, float) for x in table.fit(range(len(targets))))
@@ -385,7 +385,7 @@ class _Fits:
         "What a prediction for this target rests on."
         if target.trained:
             return "trained"
-        if not self.vae.anchored:
+        if not self.vae.network_prior:
             return "network" if target.node >= 0 else "none"
         if target.node >= 0 and self.of(None).informed[target.node]:
             return "network"
@@ -431,7 +431,7 @@ def predict_unseen(
     fits = _Fits(vae, nodes, {} if fits is None else fits, options)
     places = _places(nodes.index), _places(genes), nodes.perturbed
     parts = [[_resolve(g, *places, edges) for g in names] for names in perturbations]
-    if vae.anchored:
+    if vae.network_prior:
         effects = unseen_effects(vae, context, fits.of(edges), parts, seed=seed)
     else:
         indices = [[t.node for t in targets if t.node >= 0] for targets in parts]

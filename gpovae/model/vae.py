@@ -178,7 +178,7 @@ def effects(self: VAE, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) 
 
     if self.network_prior:
         # equation model.vae.2
-        latent = effect + self.grn.shift(nodes, self.perturbations.kappa)
+        latent = effect + self.grn.predicted_lfc(nodes, self.perturbations.kappa)
     else:
         # equation model.vae.1
         latent = mask * effect

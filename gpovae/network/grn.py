@@ -201,7 +201,7 @@ def start_from(self: GRN, probability: np.ndarray, effect: np.ndarray, std: np.n
 
 
 @patch
-def departure(self: GRN) -> torch.Tensor:
+def effect_prior(self: GRN) -> torch.Tensor:
     "Effect prior: negative log density of the direct effects under what the fit found."
     # equation network.grn.7; 0 before a fit, when nothing is known
     standardised = (self.effect - self.effect_mean) / self.effect_std

@@ -19,7 +19,8 @@ from ..data.minibatch import Cells
 from ..data.responses import Responses
 from ..data.screen import Screen
 from ..model.presets import Settings
-from ..model.vae import VAE, Perturbations
+from ..model.response_buffers import ResponseBuffers
+from ..model.vae import VAE
 from ..network.grn import GRN
 from ..network.prior import prior_matrix, read_prior
 from ..network.regression import fit_network
@@ -40,21 +41,13 @@ def model_responses(screen: Screen, labels: list[str]) -> Responses:
     return responses.select(labels)
 
 
-def _buffers(responses: Responses, cells: Cells) -> Perturbations:
+def _buffers(responses: Responses, cells: Cells) -> ResponseBuffers:
     "The table as the model keeps it, with the numbers of training cells."
     is_control = cells.label < 0
     label_cells = np.bincount(cells.label[~is_control], minlength=len(cells.labels))
     n_fail = int(cells.fail.sum())
     n_controls = int(is_control.sum())
-    return Perturbations(
-        responses.targets,
-        responses.lfc,
-        responses.se,
-        label_cells,
-        n_fail=n_fail,
-        shift_cells=responses.cells,
-        n_controls=n_controls,
-    )
+    return ResponseBuffers(responses, label_cells, n_fail=n_fail, n_controls=n_controls)
 
 # %% ../../nbs/train/10_build.ipynb #5250c58d
 class _NetworkPrior(NamedTuple):
@@ -71,12 +64,10 @@ def _network_prior(edges: pd.DataFrame | None, strength: float, nodes: pd.Index)
 # %% ../../nbs/train/10_build.ipynb #12ecd815
 def _fit(responses, settings, prior, seed, progress):
     "The fit that the network starts from; None where the objective wants none."
-    if settings.accumulation != "effects" or settings.shift != "table":
+    if settings.accumulation != "effects" or settings.alignment_target != "responses":
         return None
     return fit_network(
-        responses.lfc,
-        responses.se,
-        responses.targets,
+        responses,
         prior=prior.edges,
         strength=prior.strength,
         regulators=settings.regulators,
@@ -89,7 +80,7 @@ def assemble(
     settings: Settings,
     n_genes: int,
     nodes: pd.DataFrame,
-    responses: Perturbations,
+    responses: ResponseBuffers,
     n_batches: int,
     size_factor: np.ndarray | None = None,
 ) -> VAE:
@@ -101,7 +92,7 @@ def assemble(
     grn = GRN(
         len(nodes),
         signed=settings.accumulation == "effects",
-        hops=settings.hops,
+        max_path_length=settings.max_path_length,
         edge_prior=settings.edge_prior,
         measured=position >= 0,
     )
@@ -111,13 +102,8 @@ def assemble(
         grn,
         responses,
         n_batches=max(n_batches, 1) if settings.covariate else 1,
-        latent=settings.latent,
-        basal=settings.basal,
-        embedding=settings.embedding,
-        decoder=settings.decoder,
-        anchored=settings.latent_effect == "network",
         size_factor=size_factor,
-        target_dispersion=settings.target_dispersion,
+        **settings.architecture(),
     )
 
 # %% ../../nbs/train/10_build.ipynb #45273f48

@@ -20,7 +20,7 @@ from ..core.provenance import complete, digest
 from ..data.minibatch import Loader
 from ..data.screen import Key, Screen
 from ..data.stream import DiskRows, by_cell
-from ..model.presets import Settings
+from ..model.presets import Settings, translate_settings
 from pytorch_lightning.callbacks import Callback
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -65,15 +65,6 @@ def _translated(stored: dict) -> dict:
     others = {k: v for k, v in stored.items() if k in _NOT_SETTINGS}
     settings = {k: v for k, v in stored.items() if k not in _NOT_SETTINGS}
     return json.loads(json.dumps(translate_settings(settings))) | others
-
-# %% ../../nbs/train/37_checkpoint.ipynb #b108baae
-def translate_settings(stored: dict) -> dict:
-    "Stand-in until branch E is merged: import gpovae.model.presets.translate_settings instead."
-    try:
-        from ..model.presets import translate_settings as translate
-    except ImportError:
-        return stored
-    return translate(stored)
 
 # %% ../../nbs/train/37_checkpoint.ipynb #428bae11
 def _open_state(path: Path) -> tuple[dict, dict, list[dict]]:

@@ -253,7 +253,7 @@ def fit(
 # %% ../../nbs/train/40_loop.ipynb #b8a975cd
 def _split_cells(screen, settings, labels, batches, seed) -> list[Cells]:
     "Cells of training and of validation, with the partners that the objective compares them with."
-    per_cell = settings.shift == "cell"
+    per_cell = settings.alignment_target == "cells"
     return [
         Cells(screen, split, labels, batches, settings.partner, per_cell, seed)
         for split in ("train", "validation")

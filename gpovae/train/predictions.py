@@ -20,14 +20,16 @@ from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..data.labels import CONTROL, canonical, targets
 from ..data.minibatch import Batch, Cells
+from ..data.responses import Responses
 from ..data.screen import Key, Screen
-from ..model.prediction import anchor as residual_correction
+from ..model.attribution import log_fold, trained_responses
 from ..model.prediction import average_effects, iwelbo, log2_table, particles
+from ..model.residual import residual_correction
 from ..model.sampling import sample_counts
-from ..model.unseen import between, predict_unseen, shift_rows
+from ..model.unseen import between, predict_unseen, response_rows
 from ..model.vae import VAE
 from ..network.edges import edge_table, with_evidence
-from ..network.explain import Explanation, log_fold
+from ..network.explain import Explanation
 from ..network.prior import prior_matrix, read_prior
 from ..network.stability import stability
 from .run import ResidualCorrection, Run, cells_identity
@@ -78,7 +80,7 @@ def check_prior(run: Run, unseen: str, prior: pd.DataFrame | None) -> None:
         raise GpovaeError(
             "A prior network is for perturbations that were not trained: add unseen='network'."
         )
-    if prior is not None and not run.vae.anchored:
+    if prior is not None and not run.vae.network_prior:
         raise GpovaeError(
             "A prior network needs signed effects around the network, which preset='corrected' has."
         )
@@ -190,7 +192,8 @@ def run_edges(
         edges = edges.assign(stability=_edge_stability(run, edges, refits, progress))
     if not evidence:
         return edges
-    return with_evidence(edges, run.vae.perturbations, run.labels, run.nodes, run.vae.grn)
+    responses = trained_responses(run.vae, run.labels, run.nodes)
+    return with_evidence(edges, responses, run.nodes, run.vae.grn)
 
 # %% ../../nbs/train/60_predictions.ipynb #9935de2f
 def _edge_stability(run: Run, edges: pd.DataFrame, refits: int, progress: bool) -> np.ndarray:
@@ -206,10 +209,10 @@ def _edge_stability(run: Run, edges: pd.DataFrame, refits: int, progress: bool) 
         edge_prior = prior_matrix(read_prior(listed), run.nodes.index)
         strength = run.prior["strength"]
     share = stability(
-        *shift_rows(run.vae),
+        Responses.from_arrays(*response_rows(run.vae)),
         refits,
-        run.seed,
-        progress,
+        seed=run.seed,
+        progress=progress,
         prior=edge_prior,
         strength=strength,
         regulators=run.settings.regulators,

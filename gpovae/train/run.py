@@ -26,10 +26,11 @@ from ..data.files import read_screen
 from ..data.labels import targets
 from ..data.screen import Screen
 from ..model.prediction import Context, control_context
-from ..model.presets import Settings, make_settings
-from ..model.vae import VAE, Perturbations
+from ..model.presets import Settings, make_settings, translate_settings
+from ..model.response_buffers import ResponseBuffers
+from ..model.vae import VAE
 from .build import Built, assemble
-from .checkpoint import STATE, translate_settings
+from .checkpoint import STATE
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -387,12 +388,11 @@ def _read(path: Path, s: dict) -> Run:
     )
 
 # %% ../../nbs/train/50_run.ipynb #8bd8592b
-def _empty_responses(tensors: dict, n: int) -> Perturbations:
+def _empty_responses(tensors: dict, n: int) -> ResponseBuffers:
     "A table of the right shape, to be filled with saved tensors."
     table = tensors["perturbations.targets"].tolist()
-    R = len(table)
     targeted = [[node for node in row if node < n] for row in table]  # n pads
-    return Perturbations(targeted, np.zeros((R, n)), np.ones((R, n)), np.zeros(R), 0)
+    return ResponseBuffers.empty(targeted, n)
 
 
 def _filled(path: Path, settings: Settings, nodes: pd.DataFrame, s: dict, tensors: dict) -> VAE:

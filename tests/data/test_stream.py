@@ -32,7 +32,7 @@ from gpovae.data.minibatch import Batch, Cells
 from gpovae.data.screen import Key, Screen
 from gpovae.data.stream import DiskRows, ahead, dense_pieces, windows
 from gpovae.model.presets import make_settings
-from gpovae.train.loop import build, fit
+from gpovae.train.build import build; from gpovae.train.loop import fit
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("stream")]
 

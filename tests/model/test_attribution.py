@@ -111,13 +111,13 @@ def test_cut_when_the_bound_is_active():
     Without the edge it would not be, and the others would grow if they were scaled again.
     """
     grn, kappa, nodes = random_grn(6, 3, density=1, scale=2)
-    from gpovae.model.vae import VAE, Perturbations
+    from gpovae.model.vae import VAE, ResponseBuffers
 
     vae = VAE(
         6,
         torch.arange(6),
         grn,
-        Perturbations([[0]], np.full((1, 6), -1.0), np.ones((1, 6)), [9], 0),
+        ResponseBuffers([[0]], np.full((1, 6), -1.0), np.ones((1, 6)), [9], 0),
         latent=3,
         basal=(8, 1),
         embedding=(8, 2),
@@ -157,10 +157,10 @@ def test_cut_errors(model, tmp_path):
 
 def test_published_network_cannot_be_cut(model):
     vae = model.vae
-    paper = type("Paper", (), dict(anchored=False, grn=GRN(3, signed=False)))()
+    paper = type("Paper", (), dict(network_prior=False, grn=GRN(3, signed=False)))()
     with pytest.raises(GpovaeError, match="preset='corrected'"):
         cut_edges(paper, model.nodes, [("a", "b")])
-    assert vae.anchored
+    assert vae.network_prior
 
 
 def test_the_table_inside_a_model_is_that_of_the_screen(model):

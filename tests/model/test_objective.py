@@ -14,7 +14,7 @@ from gpovae.data.simulate import simulated
 from gpovae.experiments.ablation import NO_SWITCH
 from gpovae.model.objective import draw, objective
 from gpovae.model.presets import PRESETS, make_settings
-from gpovae.train.loop import build
+from gpovae.train.build import build
 
 SMALL = dict(latent=6, basal=(16, 1), embedding=(16, 2), decoder=(16, 2), particles=2)
 KL = {"kl_basal", "kl_effect", "kl_mask", "kl_artifact"}

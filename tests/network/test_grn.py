@@ -66,14 +66,14 @@ def test_effect_prior_is_the_log_density(fitted):
     fresh = GRN(3)
     with torch.no_grad():
         fresh.effect.fill_(5.0)
-    assert fresh.departure() == 0  # no fit yet
-    assert fitted.departure() == 0 and not fitted.edge_logit.requires_grad
+    assert fresh.effect_prior() == 0  # no fit yet
+    assert fitted.effect_prior() == 0 and not fitted.edge_logit.requires_grad
     with torch.no_grad():
         fitted.effect.copy_(torch.randn(3, 3))
     normal = torch.distributions.Normal(fitted.effect_mean, fitted.effect_std)
     log_density = normal.log_prob(fitted.effect) - normal.log_prob(fitted.effect_mean)
     expected = -(fitted.probability() * log_density).sum()
-    torch.testing.assert_close(fitted.departure(), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(fitted.effect_prior(), expected, atol=1e-4, rtol=0)
 
 
 def test_no_gene_regulates_itself(fitted):

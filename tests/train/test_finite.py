@@ -24,7 +24,7 @@ from gpovae.model.likelihood import log_likelihood
 from gpovae.model.objective import draw, objective
 from gpovae.model.iwelbo import iwelbo, particles
 from gpovae.model.presets import make_settings
-from gpovae.train.loop import build, fit
+from gpovae.train.build import build; from gpovae.train.loop import fit
 
 PRESETS = ("corrected", "paper")
 SMALL = dict(
