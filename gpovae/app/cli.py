@@ -29,4 +29,4 @@ def worker() -> None:
     "Be one of the processes of `gpovae train --devices`."
     from gpovae.train.distributed import run_worker
 
-    told(lambda: main(standalone_mode=False, obj="worker"))
+    run_worker(lambda: main(standalone_mode=False, obj="worker"))

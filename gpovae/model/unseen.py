@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ..core.progress import Bar
+from ..data.responses import Responses
 from gpovae.model.prediction import (
     AverageEffects,
     Context,

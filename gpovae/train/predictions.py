@@ -23,7 +23,8 @@ from ..data.minibatch import Batch, Cells
 from ..data.responses import Responses
 from ..data.screen import Key, Screen
 from ..model.attribution import log_fold, trained_responses
-from ..model.prediction import average_effects, iwelbo, log2_table, particles
+from ..model.iwelbo import iwelbo, particles
+from ..model.prediction import average_effects, log2_table
 from ..model.residual import residual_correction
 from ..model.sampling import sample_counts
 from ..model.unseen import between, predict_unseen, response_rows
