@@ -34,7 +34,8 @@ from gpovae.model.prediction import (
     mean_log2,
 )
 from gpovae.model.presets import make_settings
-from gpovae.model.vae import VAE, ResponseBuffers
+from gpovae.model.vae import VAE
+from gpovae.model.response_buffers import ResponseBuffers
 from gpovae.network.grn import GRN, sample_mask
 from gpovae.train.build import build; from gpovae.train.loop import fit
 

@@ -24,9 +24,8 @@ from .core.provenance import digest
 from .data.labels import canonical
 from .data.screen import Key, Screen
 from .data.steps import stale
-from .evaluate.baselines import noise_variance
 from .evaluate.curated import read_network, screen_names
-from .evaluate.effects import cells, observed_effects
+from .evaluate.effects import cells, noise_variance, observed_effects
 from .evaluate.scores import Scores
 from .evaluate.scores import evaluate as evaluate_tables
 from .model.attribution import cut_edges

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 
-from gpovae.data.datasets import simulated
+from gpovae.data.simulate import simulated
 from gpovae.data.nodes import graph_nodes
 from gpovae.data.quality import quality_labels
 from gpovae.data.register import register

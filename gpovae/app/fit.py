@@ -112,7 +112,8 @@ def _dataset_lines(name: str, entry) -> str:
 @quiet_option
 def datasets(quiet):
     "List the screens that can be named instead of a file."
-    from gpovae.data.datasets import available, data_folder
+    from gpovae.data.datasets import available
+    from gpovae.data.download import data_folder
 
     for name, entry in available().iterrows():
         click.echo(_dataset_lines(name, entry))
@@ -131,7 +132,7 @@ def _open(path: Path, on_disk: bool | None, settings, quiet: bool):
     available = psutil.virtual_memory().available
     if on_disk is None:
         # two settings need all cells at hand
-        streams = settings.partner != "median" and settings.shift != "cell"
+        streams = settings.partner != "median" and settings.alignment_target != "cells"
         on_disk = need > available / 2 and streams
     if not quiet:
         place = "Counts stay on disk" if on_disk else "Counts are read into memory"
@@ -389,7 +390,8 @@ _values_option = click.option(
 def _plan(screens, folder: Path, quiet: bool, *, presets, seeds, settings, max_epochs) -> list:
     "The jobs of a sweep, from the texts of its options."
     from gpovae.core.options import read_settings
-    from gpovae.experiments.sweep import claim, plan, read_seeds
+    from gpovae.experiments.jobs import plan, read_seeds
+    from gpovae.experiments.sweep import claim
     from gpovae.model.presets import Settings
 
     claim(folder)
@@ -405,14 +407,14 @@ def _plan(screens, folder: Path, quiet: bool, *, presets, seeds, settings, max_e
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b0011
 def _print_jobs(jobs: list) -> None:
-    from gpovae.experiments.sweep import state
+    from gpovae.experiments.runner import state
 
     for job in jobs:
         click.echo(f"{state(job).name:<11} {shlex.join(job.line)}")
 
 
 def _sweep_interrupted(name: str, jobs: list) -> click.exceptions.Exit:
-    from gpovae.experiments.sweep import whole
+    from gpovae.experiments.runner import whole
 
     done = sum(whole(job.folder) for job in jobs)
     click.echo(

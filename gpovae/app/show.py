@@ -169,7 +169,8 @@ def score(predicted, real, *, file, quiet, **settings):
     """
     from gpovae.app.page import write_json
     from gpovae.data.files import read_screen
-    from gpovae.evaluate.scores import METRICS, score
+    from gpovae.evaluate.generated import score
+    from gpovae.evaluate.response import METRICS
 
     with stage("score", quiet):
         scores = score(read_screen(predicted), read_screen(real), progress=not quiet, **settings)

@@ -18,8 +18,10 @@ import pandas as pd
 from ..core.errors import GpovaeError
 from ..core.provenance import complete
 from .download import Dataset, File, fetch, paths
-from .files import Source, open_screen, source, write_screen
+from .files import open_screen, write_screen
+from .layouts import source
 from .readers import construct_target, pair_label, perturbench, tap_seq
+from .reorder import Source
 from .simulate import simulated
 
 # %% ../../nbs/data/45_datasets.ipynb #c642f11f

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 from ..core.progress import Bar
 from ..core.provenance import digest, storable, versions
+from .annotations import chosen_cells
 from .matching import match_controls
 from .nodes import graph_nodes
 from .options import PrepareOptions
 from .quality import quality_labels
-from .register import chosen_cells, register
+from .register import register
 from .responses import node_responses
 from .screen import Key, Screen
 from .split import split_cells

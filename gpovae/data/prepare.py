@@ -22,15 +22,10 @@ import pandas as pd
 from ..core.errors import GpovaeError
 from ..core.options import takes
 from ..core.provenance import complete, storable, versions
+from .annotations import read_labels
 from .blocks import blocks
-from gpovae.data.files import (
-    Source,
-    open_screen,
-    read_annotations,
-    source,
-    write_annotations,
-    write_screen,
-)
+from .files import open_screen, read_annotations, write_annotations, write_screen
+from .layouts import source
 from .options import PrepareOptions, prepare_options
 from gpovae.data.pipeline import (
     carry_over,
@@ -43,7 +38,7 @@ from gpovae.data.pipeline import (
     results_of,
     workspace,
 )
-from .register import read_labels
+from .reorder import Source
 from .screen import Key, Screen, check_anndata
 from .steps import STEPS
 

@@ -18,8 +18,9 @@ import pandas as pd
 import scipy.sparse as sp
 from ..core.errors import GpovaeError
 from ..core.options import option, takes
-from .files import Source, open_screen, write_annotations, write_screen
+from .files import open_screen, write_annotations, write_screen
 from .kinetics import KINETICS, Response, random_network, total_effects
+from .reorder import Source
 from .screen import Key
 
 # %% ../../nbs/data/40_simulate.ipynb #3020d87b

@@ -21,9 +21,10 @@ from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..data.screen import Key, Screen
 from ..evaluate.baselines import baselines
+from ..evaluate.ceiling import ceiling
 from ..evaluate.effects import observed_effects
 from ..evaluate.rankings import inverse_effects, mean_difference
-from ..evaluate.response import ceiling, pearson
+from ..evaluate.response import pearson
 from ..evaluate.truth import truth_scores
 from ..model.presets import PRESETS
 from joblib import Parallel, delayed, parallel_config

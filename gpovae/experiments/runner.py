@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import joblib
-from ..api import run_settings
 from ..core.progress import Bar
 from .jobs import Job
+from ..train.run import run_settings
 
 # %% ../../nbs/experiments/70_runner.ipynb #46f7a403
 @functools.lru_cache(None)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import anndata as ad
 import pandas as pd
-from ..api import _cells, run_settings
 from ..core.errors import GpovaeError
 from ..data.screen import Screen
 from ..model.presets import PRESETS, make_settings
+from ..train.run import cells_identity, run_settings
 
 # %% ../../nbs/experiments/20_runs.ipynb #2103dd67
 def find_runs(text: str) -> list[tuple[str, Path]]:
@@ -114,7 +114,7 @@ def _fingerprints(path, memory={}):  # noqa: B006 (nothing is read twice)
     if key not in memory:
         adata = ad.read_h5ad(path, backed="r")
         screen = Screen(adata)
-        memory[key] = screen.identity, _cells(screen)
+        memory[key] = screen.identity, cells_identity(screen)
         adata.file.close()
     return memory[key]
 

@@ -18,10 +18,11 @@ from ..core.errors import GpovaeError
 from ..data.labels import CONTROL, targets
 from ..data.screen import Key, Screen
 from ..evaluate.baselines import baselines
-from ..evaluate.effects import observe
+from ..evaluate.ceiling import ceiling
 from ..evaluate.networks import network_scores
+from ..evaluate.observed import observe
 from ..evaluate.rankings import networks, ranked
-from ..evaluate.response import BETTER, METRICS, ceiling, contributions, weighted
+from ..evaluate.response import BETTER, METRICS, contributions, weighted
 from ..evaluate.scores import SIZE_PROBABILITY
 from ..evaluate.truth import truth_scores
 from .ablation import work

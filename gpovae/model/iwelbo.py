@@ -15,10 +15,11 @@ import torch
 from ..data.minibatch import Batch
 from .averages import lost
 from .divergences import log_normal
+from .layers import Gaussian, PerRow
 from .likelihood import count_constant
 from .objective import own_dispersion
 from .prediction import in_threads, latents
-from .vae import VAE, Gaussian, Noise, PerRow, draw_noise
+from .vae import VAE, Noise, draw_noise
 
 # %% ../../nbs/model/77_iwelbo.ipynb #a16f87ae
 def particles(

@@ -20,9 +20,10 @@ from gpovae.model.divergences import (
     unit_normal,
 )
 from .fused import FusedLikelihood, Observed
+from .layers import Gaussian, PerRow
 from .likelihood import count_constant, perfect
 from .presets import Settings
-from .vae import VAE, Effects, Gaussian, Noise, PerRow, draw_noise
+from .vae import VAE, Effects, Noise, draw_noise
 from ..network.grn import EPS, GRN, published_alignment, table_alignment
 
 # %% ../../nbs/model/60_objective.ipynb #ba7bf62b

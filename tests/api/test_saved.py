@@ -21,7 +21,7 @@ import gpovae
 from gpovae import GPOVAE, GpovaeError
 from gpovae.app import reports
 from gpovae.data.screen import Key
-from gpovae.experiments.sweep import whole
+from gpovae.experiments.runner import whole
 from gpovae.train.run import FORMAT, MIGRATIONS, checksum, run_settings
 
 pytestmark = pytest.mark.xdist_group("runs")

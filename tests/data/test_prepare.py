@@ -14,11 +14,12 @@ from places import DATA, FIXTURES, needs
 from scipy.spatial.distance import cdist
 
 from gpovae.core.errors import GpovaeError
-from gpovae.data.datasets import simulated
+from gpovae.data.simulate import simulated
 from gpovae.data.expression import log_normalised
 from gpovae.data.files import open_screen
 from gpovae.data.matching import effective_number, plan
-from gpovae.data.minibatch import Cells, mean_shares, median_profiles
+from gpovae.data.minibatch import Cells
+from gpovae.data.partners import mean_shares, median_profiles
 from gpovae.data.prepare import prepare, prepare_file
 from gpovae.data.quality import mad_threshold, quality_labels
 from gpovae.data.rank_sum import rank_sum_test

@@ -27,7 +27,8 @@ from gpovae import GPOVAE, datasets, prepare
 from gpovae.app.cli import main
 from gpovae.core.errors import GpovaeError
 from gpovae.data import stream
-from gpovae.data.files import Source, open_screen, write_screen
+from gpovae.data.reorder import Source
+from gpovae.data.files import open_screen, write_screen
 from gpovae.data.minibatch import Batch, Cells
 from gpovae.data.screen import Key, Screen
 from gpovae.data.stream import DiskRows, ahead, dense_pieces, windows

@@ -10,7 +10,7 @@ from places import DATA, needs
 
 import gpovae.data.summary as module
 from gpovae.core.errors import GpovaeError
-from gpovae.data.datasets import simulated
+from gpovae.data.simulate import simulated
 from gpovae.data.quality import quality_labels
 from gpovae.data.register import register
 from gpovae.data.screen import Key, Screen

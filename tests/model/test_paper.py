@@ -16,7 +16,8 @@ import pytest
 import torch
 from places import FIXTURES, ROOT
 
-from gpovae.data.minibatch import Batch, mean_shares
+from gpovae.data.minibatch import Batch
+from gpovae.data.partners import mean_shares
 from gpovae.data.register import register
 from gpovae.data.responses import Responses
 from gpovae.data.screen import Key
@@ -34,9 +35,11 @@ from gpovae.model.objective import (
     objective,
     share_plates,
 )
-from gpovae.model.prediction import iwelbo
+from gpovae.model.iwelbo import iwelbo
 from gpovae.model.presets import make_settings
-from gpovae.model.vae import VAE, Effects, Gaussian, Noise, PerRow, ResponseBuffers
+from gpovae.model.vae import VAE, Effects, Noise
+from gpovae.model.layers import Gaussian, PerRow
+from gpovae.model.response_buffers import ResponseBuffers
 from gpovae.network.grn import EPS, GRN, sample_mask
 
 RAW = np.load(FIXTURES / "paper_step.npz")

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import nbinom
 
 from gpovae.core.errors import GpovaeError
-from gpovae.data.datasets import simulated
+from gpovae.data.simulate import simulated
 from gpovae.data.minibatch import Cells
 from gpovae.data.nodes import graph_nodes
 from gpovae.data.prepare import prepare

@@ -19,7 +19,7 @@ from gpovae.app.cli import main
 from gpovae.data import minibatch as batches
 from gpovae.data.files import open_screen
 from gpovae.data.screen import Screen
-from gpovae.experiments.sweep import whole
+from gpovae.experiments.runner import whole
 from gpovae.model.presets import make_settings
 from gpovae.train.build import build
 from gpovae.train.loop import fit
