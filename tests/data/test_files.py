@@ -1077,7 +1077,7 @@ INNER = (
     "nodes.fold_changes",
     "nodes.rank_sum_test",
     "matching.problems",
-    "matching.fold_changes",
+    "responses.fold_changes",
     "prepare.perturbation_table",
     "split.split_sizes",
 )

@@ -216,7 +216,7 @@ def test_parts_make_the_whole(memory, disk, where, world):
         assert [len(p.row) for p in some] == [
             len(x) for x in np.array_split(np.arange(len(b.row)), world)
         ] and min(len(p.row) for p in some)
-        for name in ("x", "library", "label", "fail", "batch", "partner", "paired", "row"):
+        for name in ("x", "library", "label", "fail", "lane", "partner", "paired", "row"):
             assert torch.equal(torch.cat([getattr(p, name) for p in some]), getattr(b, name)), name
         for p in some:
             assert p.whole.parts == world and all(
