@@ -1,4 +1,4 @@
-"""The smallest screens that several tests share."""
+"""The one place that builds small screens and tables for tests."""
 
 import anndata as ad
 import numpy as np

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fetch']
 
-# %% ../../nbs/data/42_download.ipynb #b135291a
+# %% ../../nbs/data/42_download.ipynb #e75660e9
 import os
 import warnings
 from collections.abc import Callable
@@ -99,7 +99,7 @@ class Resume:
         if total is not None and self.part.stat().st_size != total:
             raise OSError(f"{self.part.stat().st_size:,} of {total:,} bytes came")
 
-# %% ../../nbs/data/42_download.ipynb #ab0db8ef
+# %% ../../nbs/data/42_download.ipynb #f94859a1
 def _continues(response, have: int) -> bool:
     "Is this what follows the first `have` bytes, or all of the file, or nothing?"
     if response.status_code not in (206, 416):
@@ -175,11 +175,11 @@ def _compare(path: Path, expected: str) -> None:
 
 # %% ../../nbs/data/42_download.ipynb #3f0dd9ce
 def _download(file: File, path: Path, progress: bool) -> None:
-    part = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + ".part")
     expected = file.checksum
     try:
         expected = published_hash(file)
-        resume = Resume(part, progress)
+        resume = Resume(partial, progress)
         options = dict(fname=path.name, path=path.parent, downloader=resume)
         pooch.retrieve(file.url, expected, **options)
     except GpovaeError:
@@ -193,11 +193,11 @@ def _download(file: File, path: Path, progress: bool) -> None:
 
 def _failure(file: File, path: Path, expected: str, error: Exception) -> GpovaeError:
     "What went wrong, what is kept, and what to do without network."
-    part = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + ".part")
     kept = ""
-    if part.exists():
-        n = part.stat().st_size
-        kept = f"The {n:,} bytes that came are kept in {part}: run again to go on. "
+    if partial.exists():
+        n = partial.stat().st_size
+        kept = f"The {n:,} bytes that came are kept in {partial}: run again to go on. "
     published = "" if expected.startswith(("sha", "md5")) else "published at "
     return GpovaeError(
         f"{file.name} could not be downloaded from {file.url} ({type(error).__name__}: {error})."

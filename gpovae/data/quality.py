@@ -35,7 +35,7 @@ def _block_metrics(counts, cells, var) -> pd.DataFrame:
     shares = {f"share_{family}": m[f"pct_counts_{family}"] / 100 for family in families}
     return pd.DataFrame(metrics | shares, index=m.index)
 
-# %% ../../nbs/data/50_quality.ipynb #7e5ac312
+# %% ../../nbs/data/50_quality.ipynb #dfc2bfb1
 def cell_metrics(screen: Screen) -> pd.DataFrame:
     """UMI count, genes detected and the share of three gene families, with scanpy.
 
@@ -104,7 +104,7 @@ def _scrublet(counts, seed) -> np.ndarray:
         raise ValueError(f"its automatic threshold calls {called.mean():.0%} of the cells doublets")
     return called
 
-# %% ../../nbs/data/50_quality.ipynb #01e25d0d
+# %% ../../nbs/data/50_quality.ipynb #2d7321dd
 def _group_doublets(counts, batch: str, seed: int) -> np.ndarray:
     "Doublet calls for one group of cells of a batch; none, with a warning, where that fails."
     none = np.zeros(counts.shape[0], bool)
@@ -132,11 +132,11 @@ def find_doublets(screen: Screen, seed: int = 0, progress: bool = False) -> np.n
     called = np.zeros(screen.adata.n_obs, bool)
     rng = np.random.default_rng(seed)
     batch = screen.batch
-    most = min(_MOST_CELLS, max(2000, 2 * block_rows(len(screen.genes))))
+    size = min(_MOST_CELLS, max(2000, 2 * block_rows(len(screen.genes))))
     bar = dict(desc="doublets", unit="batch", leave=False, progress=progress)
     for b in Bar(np.unique(batch), **bar):
         rows = rng.permutation(np.flatnonzero(batch == b))
-        for group in np.array_split(rows, -(-len(rows) // most)):
+        for group in np.array_split(rows, -(-len(rows) // size)):
             group = np.sort(group)
             called[group] = _group_doublets(screen.counts[group], str(b), seed)
     return called
@@ -150,7 +150,7 @@ def quality_labels(
     seed: int = 0,
     progress: bool = False,
 ) -> dict:
-    """Write obs gpovae_fail, gpovae_doublet and the five numbers of every cell.
+    """Label cells of low quality; write obs gpovae_fail, gpovae_doublet and five numbers.
 
     Parameters
     ----------
@@ -171,9 +171,7 @@ def quality_labels(
         How many cells fail, and why.
     """
     if not n_mads > 0:
-        raise GpovaeError(
-            f"n_mads is {n_mads}; it must be positive (3 is usual, more is more lenient)."
-        )
+        raise GpovaeError(f"n_mads is {n_mads}; it must be positive (3 is usual, more is lenient).")
     screen = Screen(adata)
     metrics = cell_metrics(screen)
     crossed = beyond(metrics, n_mads)

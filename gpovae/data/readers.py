@@ -7,7 +7,7 @@ one column of labels."""
 # %% auto #0
 __all__ = ['whole_counts']
 
-# %% ../../nbs/data/43_readers.ipynb #f106310f
+# %% ../../nbs/data/43_readers.ipynb #62e2396f
 import re
 from pathlib import Path
 
@@ -39,18 +39,18 @@ def tap_seq(expression: Path, guides: Path) -> ad.AnnData:
     counts = sp.csr_matrix(table.to_numpy(np.float32)[has_guide])
     return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=table.columns))
 
-# %% ../../nbs/data/43_readers.ipynb #298c9926
-def _least_multiples(ratio: np.ndarray, indptr: np.ndarray, most: int) -> np.ndarray:
+# %% ../../nbs/data/43_readers.ipynb #f37cb642
+def _least_multiples(ratio: np.ndarray, indptr: np.ndarray, largest: int) -> np.ndarray:
     "(cells,) least whole number by which all ratios of a cell become whole; 0 for none."
     multiple = np.zeros(len(indptr) - 1)
-    for m in range(1, most + 1):
+    for m in range(1, largest + 1):
         error = np.abs(1 - np.rint(m * ratio) / (m * ratio))
         worst = np.maximum.reduceat(error, indptr[:-1])
         multiple[(multiple == 0) & (worst < 1e-5)] = m
     return multiple
 
 # %% ../../nbs/data/43_readers.ipynb #ff282ad5
-def whole_counts(X, scale: float = 1e4, most: int = 12) -> tuple[sp.csr_matrix, np.ndarray]:
+def whole_counts(X, scale: float = 1e4, largest: int = 12) -> tuple[sp.csr_matrix, np.ndarray]:
     """The counts behind depth-normalised logarithms.
 
     Parameters
@@ -59,7 +59,7 @@ def whole_counts(X, scale: float = 1e4, most: int = 12) -> tuple[sp.csr_matrix, 
         log(1 + scale c / n).
     scale : float, default 10000.0
         To which depth was normalised.
-    most : int, default 12
+    largest : int, default 12
         Largest smallest count of a cell that is tried.
 
     Returns
@@ -80,25 +80,25 @@ def whole_counts(X, scale: float = 1e4, most: int = 12) -> tuple[sp.csr_matrix, 
     y = np.expm1(X.data)
     smallest = np.minimum.reduceat(y, X.indptr[:-1])
     ratio = y / np.repeat(smallest, n)
-    multiple = _least_multiples(ratio, X.indptr, most)
+    multiple = _least_multiples(ratio, X.indptr, largest)
     _refuse_cell(
         multiple == 0,
         "The values of cell {} are not logarithms of whole counts: no multiple up to "
-        f"{most} of the quotients by the smallest is whole. Start from the raw matrix.",
+        f"{largest} of the quotients by the smallest is whole. Start from the raw matrix.",
     )
     X.data = np.rint(ratio * np.repeat(multiple, n))
     return X.astype(np.float32), scale * multiple / smallest
 
-# %% ../../nbs/data/43_readers.ipynb #6e23dab6
+# %% ../../nbs/data/43_readers.ipynb #6eed1f19
 def _refuse_cell(is_bad, message: str) -> None:
     if is_bad.any():
         raise GpovaeError(message.format(np.flatnonzero(is_bad)[0]))
 
 # %% ../../nbs/data/43_readers.ipynb #19f77059
-def perturbench(path: Path, part: str) -> ad.AnnData:
-    "One screen, `part` of obs['dataset'], of PerturBench's file; obs['size'] is all UMIs."
+def perturbench(path: Path, dataset: str) -> ad.AnnData:
+    "One screen, `dataset` of obs['dataset'], of PerturBench's file; obs['size'] is all UMIs."
     stored = ad.read_h5ad(path)
-    stored = stored[stored.obs["dataset"] == part]
+    stored = stored[stored.obs["dataset"] == dataset]
     counts, size = whole_counts(stored.X)
     obs = pd.DataFrame(
         dict(

@@ -37,7 +37,7 @@ def strata(is_control: np.ndarray, batch: np.ndarray) -> tuple[np.ndarray, list[
     controls = [np.flatnonzero(is_control & (code == b)) for b in np.flatnonzero(enough)]
     return number[code], controls + [np.flatnonzero(is_control)]
 
-# %% ../../nbs/data/60_responses.ipynb #ad198355
+# %% ../../nbs/data/60_responses.ipynb #f7a265c2
 class _Groups(NamedTuple):
     "The R groups of perturbed cells, followed by the controls of each stratum."
 
@@ -81,7 +81,7 @@ def _counting_noise(screen, groups):
     poisson = [scale * (1 / library[g]).mean() for g in groups.cells]
     return np.array(half_umi)[:, None], np.array(poisson)[:, None]
 
-# %% ../../nbs/data/60_responses.ipynb #440b1484
+# %% ../../nbs/data/60_responses.ipynb #1719eef7
 def fold_changes(screen: Screen, rows, columns=None) -> FoldChanges:
     """Log fold change of every perturbation against controls of the same batches.
 
@@ -127,11 +127,12 @@ def own_lfc(lfc: np.ndarray, is_target: np.ndarray) -> np.ndarray:
     Both arguments are (R, n). The mean over perturbations that target the node alone, or over
     combinations where it is never alone; -1 where it is not measured or never perturbed.
     """
-    own = np.where(is_target & np.isfinite(lfc), lfc, np.nan)
+    kappa = np.where(is_target & np.isfinite(lfc), lfc, np.nan)
     is_single = is_target & (is_target.sum(1, keepdims=True) == 1)
-    own = np.where(is_single | ~is_single.any(0), own, np.nan)
-    measured = np.isfinite(own)
-    mean = np.nansum(own, 0) / np.maximum(measured.sum(0), 1)
+    # combinations only where a node is never alone
+    kappa = np.where(is_single | ~is_single.any(0), kappa, np.nan)
+    measured = np.isfinite(kappa)
+    mean = np.nansum(kappa, 0) / np.maximum(measured.sum(0), 1)
     return np.where(measured.any(0), mean, -1.0)
 
 # %% ../../nbs/data/60_responses.ipynb #7e5b0002
@@ -178,7 +179,7 @@ class Responses:
         "(n,) kappa: log fold change of each node in the cells where it is the target."
         return own_lfc(self.lfc, self.is_target)
 
-# %% ../../nbs/data/60_responses.ipynb #6a69f6cd
+# %% ../../nbs/data/60_responses.ipynb #5c8bcd31
 @patch(as_prop=True)
 def measured(self: Responses) -> np.ndarray:
     "(R, n) bool: was a log fold change measured."
@@ -197,12 +198,12 @@ def select(self: Responses, perturbations) -> Responses:
 
 
 @patch
-def to_frame(self: Responses, what: str = "lfc") -> pd.DataFrame:
+def to_frame(self: Responses, values: str = "lfc") -> pd.DataFrame:
     'DataFrame, perturbations x nodes: "lfc" or "se".'
     index = pd.Index(self.perturbations, name="perturbation")
-    return pd.DataFrame(getattr(self, what), index=index, columns=self.nodes)
+    return pd.DataFrame(getattr(self, values), index=index, columns=self.nodes)
 
-# %% ../../nbs/data/60_responses.ipynb #94ccbe98
+# %% ../../nbs/data/60_responses.ipynb #59a4eb58
 @patch(cls_method=True)
 def from_arrays(
     cls: Responses, lfc: np.ndarray, se: np.ndarray, targets: list[list[int]]
@@ -226,7 +227,7 @@ def from_arrays(
     nodes = pd.Index([str(i) for i in range(n)], name="node")
     return cls(lfc, se, np.zeros(R, np.int64), np.array(labels, dtype=str), nodes)
 
-# %% ../../nbs/data/60_responses.ipynb #5102835c
+# %% ../../nbs/data/60_responses.ipynb #54945bfc
 @patch
 def with_noise(self: Responses, rng: np.random.Generator, scale: float = 1.0) -> Responses:
     """A copy with noise of `scale` standard errors; 1 is a table of half the cells.
@@ -248,7 +249,7 @@ def with_noise(self: Responses, rng: np.random.Generator, scale: float = 1.0) ->
     lfc = self.lfc + np.where(self.is_target, 0, scale * noise)
     return replace(self, lfc=lfc, se=self.se * np.sqrt(1 + scale**2))
 
-# %% ../../nbs/data/60_responses.ipynb #d817a18d
+# %% ../../nbs/data/60_responses.ipynb #0fcad815
 @patch
 def write(self: Responses, adata: ad.AnnData) -> None:
     "Store the table in a prepared screen."
@@ -296,9 +297,5 @@ def node_responses(adata: ad.AnnData) -> dict:
     se[:, measured] = changes.se
     cells = changes.cells.astype(np.int64)
     Responses(lfc, se, cells, np.array(changes.labels), nodes.index).write(adata)
-    return dict(
-        perturbations=len(lfc),
-        nodes=len(nodes),
-        measured_nodes=int(measured.sum()),
-        cells=int(cells.sum()),
-    )
+    counts = dict(measured_nodes=int(measured.sum()), cells=int(cells.sum()))
+    return dict(perturbations=len(lfc), nodes=len(nodes)) | counts

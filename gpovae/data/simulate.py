@@ -37,7 +37,7 @@ _FAMILIES = dict(
 )
 _PLAIN = "ZNF TMEM SLC25A KLHL RAB PSMB NDUFA MRPL TRIM USP CCDC DNAJB".split()
 
-# %% ../../nbs/data/40_simulate.ipynb #cd448fb3
+# %% ../../nbs/data/40_simulate.ipynb #41e36978
 def _gene_table(n_genes, n_perturbations, n_downstream, unmeasured=0) -> pd.DataFrame:
     """Names, `role` and `measured` of all genes: the network first, then the others.
 
@@ -124,7 +124,7 @@ def _negative_binomial(mean, theta, rng) -> np.ndarray:
     # equation simulate.2
     return rng.poisson(rng.standard_gamma(np.broadcast_to(theta, mean.shape)) * (mean / theta))
 
-# %% ../../nbs/data/40_simulate.ipynb #f204df6d
+# %% ../../nbs/data/40_simulate.ipynb #2cce3557
 @dataclass(frozen=True)
 class Simulation:
     "What a simulated screen is like, beside its size."
@@ -168,8 +168,8 @@ _RANGES = dict(
 def _check(n_perturbations, options: Simulation) -> None:
     "Refuse what cannot be simulated, and name the range."
     if options.kinetics not in KINETICS:
-        known = ", ".join(KINETICS)
-        raise GpovaeError(f"kinetics={options.kinetics!r} is unknown. There is: {known}.")
+        names = ", ".join(KINETICS)
+        raise GpovaeError(f"kinetics={options.kinetics!r} is unknown. There is: {names}.")
     ranges = _RANGES | dict(n_perturbations=(2, np.inf), unmeasured=(0, n_perturbations))
     values = vars(options) | dict(n_perturbations=n_perturbations)
     for name, (low, high) in ranges.items():
@@ -193,7 +193,7 @@ def _targets(n_cells, n_perturbations, control_share, rng) -> np.ndarray:
     drawn = rng.choice(n_perturbations, n_drawn, p=share / share.sum())
     return rng.permutation(np.concatenate([np.full(n_control, -1), guaranteed, drawn]))
 
-# %% ../../nbs/data/40_simulate.ipynb #3f4669d8
+# %% ../../nbs/data/40_simulate.ipynb #0f7057d3
 def _cell_table(n_cells, n_perturbations, options: Simulation, rng) -> pd.DataFrame:
     "One row per cell content, in the order of the droplets; target is -1 for control."
     target = _targets(n_cells, n_perturbations, options.control_share, rng)
@@ -205,23 +205,17 @@ def _cell_table(n_cells, n_perturbations, options: Simulation, rng) -> pd.DataFr
     fail = (u < options.fail_share)[droplet]
     target = np.concatenate([target, rng.choice(target, len(second))])
     batch = rng.integers(options.n_batches, size=n_cells)[droplet]
-    intact_depth = options.depth * rng.lognormal(0, 0.3, n)
+    depth = options.depth * rng.lognormal(0, 0.3, n)
 
-    table = pd.DataFrame(
-        dict(
-            droplet=droplet,
-            second=np.arange(n) >= n_cells,
-            target=target,
-            batch=batch,
-            depth=intact_depth * np.where(fail, rng.uniform(0.2, 0.4, n), 1),
-            efficiency=rng.beta(9, 1, n),
-            phase=rng.uniform(0, 2 * np.pi, n),
-            leak=fail * rng.uniform(0.8, 1.6, n),
-            fail=fail,
-            doublet=is_doublet[droplet],
-        )
-    )
-    return table.sort_values("droplet", kind="stable", ignore_index=True)
+    table = dict(droplet=droplet, target=target, batch=batch, fail=fail)
+    table["second"] = np.arange(n) >= n_cells
+    table["depth"] = depth * np.where(fail, rng.uniform(0.2, 0.4, n), 1)
+    table["efficiency"] = rng.beta(9, 1, n)
+    table["phase"] = rng.uniform(0, 2 * np.pi, n)
+    table["leak"] = fail * rng.uniform(0.8, 1.6, n)
+    table["doublet"] = is_doublet[droplet]
+    by_droplet = dict(by="droplet", kind="stable", ignore_index=True)
+    return pd.DataFrame(table).sort_values(**by_droplet)
 
 # %% ../../nbs/data/40_simulate.ipynb #0b63ebd1
 _BLOCK = 4_000_000  # entries of the matrix drawn at once
@@ -250,11 +244,12 @@ class _Counts:
         strength = cells.efficiency.to_numpy()[hit] * self.kappa[target]
         shape = (len(cells), self.n_network)
         lfc = self.respond(sp.csr_matrix((strength, (hit, target)), shape=shape))
-        own = lfc[hit, target] * ~cells.second.to_numpy()[hit]
-        np.add.at(self.achieved, target, own / self.n_cells[target])
+        # the second cell of a doublet does not count
+        on_itself = lfc[hit, target] * ~cells.second.to_numpy()[hit]
+        np.add.at(self.achieved, target, on_itself / self.n_cells[target])
         return lfc
 
-# %% ../../nbs/data/40_simulate.ipynb #781a5849
+# %% ../../nbs/data/40_simulate.ipynb #4c313b2d
 def _draw_blocks(counts: _Counts, rng):
     "Blocks of counts, CSR (droplets, columns)."
     cells = counts.cells
@@ -275,32 +270,27 @@ def _draw_blocks(counts: _Counts, rng):
         pooled = sp.csr_matrix((np.ones(len(block), np.float32), droplet))
         yield pooled @ sp.csr_matrix(x.astype(np.float32))
 
-# %% ../../nbs/data/40_simulate.ipynb #364d0ca8
+# %% ../../nbs/data/40_simulate.ipynb #0a971dcc
 def _true_obs(cells: pd.DataFrame, names: np.ndarray) -> pd.DataFrame:
     "Labels of the droplets; `names` (perturbations + 1,), the last of them that of controls."
     first = cells[~cells.second]
     digits = len(str(len(first)))
-    return pd.DataFrame(
-        dict(
-            gene=pd.Categorical(names[first.target]),
-            batch=pd.Categorical([f"batch{b + 1}" for b in first.batch]),
-            true_fail=first.fail.to_numpy(),
-            true_doublet=first.doublet.to_numpy(),
-            true_efficiency=first.efficiency.where(first.target >= 0).to_numpy(np.float32),
-        ),
-        index=[f"cell{i:0{digits}d}" for i in range(len(first))],
-    )
+    obs = pd.DataFrame(index=[f"cell{i:0{digits}d}" for i in range(len(first))])
+    obs["gene"] = pd.Categorical(names[first.target])
+    obs["batch"] = pd.Categorical([f"batch{b + 1}" for b in first.batch])
+    obs["true_fail"] = first.fail.to_numpy()
+    obs["true_doublet"] = first.doublet.to_numpy()
+    efficiency = first.efficiency.where(first.target >= 0)
+    obs["true_efficiency"] = efficiency.to_numpy(np.float32)
+    return obs
 
-# %% ../../nbs/data/40_simulate.ipynb #b0607e91
+# %% ../../nbs/data/40_simulate.ipynb #3d412a07
 def _truth(genes, W, achieved) -> dict:
     "What uns['gpovae_truth'] holds."
     knockdown = np.append(achieved, np.full(len(W) - len(achieved), np.nan))
-    return dict(
-        genes=genes.index[: len(W)].to_numpy(str),
-        direct=W.astype(np.float32),
-        total=total_effects(W).astype(np.float32),
-        knockdown=knockdown.astype(np.float32),
-    )
+    numbers = dict(direct=W, total=total_effects(W), knockdown=knockdown)
+    numbers = {name: x.astype(np.float32) for name, x in numbers.items()}
+    return dict(genes=genes.index[: len(W)].to_numpy(str)) | numbers
 
 
 def _write(path, obs, var, blocks) -> ad.AnnData:
@@ -341,7 +331,7 @@ def simulated(
     rng = np.random.default_rng(seed)
     return _screen(n_cells, n_genes, n_perturbations, options, rng, path)
 
-# %% ../../nbs/data/40_simulate.ipynb #3030fd10
+# %% ../../nbs/data/40_simulate.ipynb #6d79c923
 def _screen(n_cells, n_genes, n_perturbations, options, rng, path):
     genes = _gene_table(n_genes, n_perturbations, options.n_downstream, options.unmeasured)
     n_network = n_perturbations + options.n_downstream
@@ -366,7 +356,7 @@ def _screen(n_cells, n_genes, n_perturbations, options, rng, path):
     write_annotations(path, adata)
     return open_screen(path)
 
-# %% ../../nbs/data/40_simulate.ipynb #b090ac77
+# %% ../../nbs/data/40_simulate.ipynb #0e144a1f
 def true_lfc(truth: dict, perturbations, genes) -> np.ndarray:
     "(perturbations, genes) true log fold changes of single genes; 0 outside of the network."
     total = pd.DataFrame(truth["total"], truth["genes"], truth["genes"])

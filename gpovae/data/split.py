@@ -27,7 +27,7 @@ def split_sizes(n: int, fractions) -> np.ndarray:
             size[s] += 1
     return size
 
-# %% ../../nbs/data/55_split.ipynb #7199583b
+# %% ../../nbs/data/55_split.ipynb #9d2f9f1c
 def _drawn(share: float, perturbations: list[str], seed: int) -> list[str]:
     "A share of the perturbations, at least one."
     if not 0 < share < 1:
@@ -41,10 +41,10 @@ def _drawn(share: float, perturbations: list[str], seed: int) -> list[str]:
 def _with_combinations(held_out, perturbations: list[str]) -> list[str]:
     "What leaves with these perturbations; `GpovaeError` for unknown ones, or for all."
     if unknown := sorted(set(held_out) - set(perturbations)):
-        known = ", ".join(perturbations[:5]) + (", ..." if len(perturbations) > 5 else "")
+        names = ", ".join(perturbations[:5]) + (", ..." if len(perturbations) > 5 else "")
         raise GpovaeError(
             f"{unknown[0]!r} cannot be held out: it is not a perturbation of this screen. There is:"
-            f" {known}."
+            f" {names}."
         )
     genes = set(held_out)
     leaving = sorted(p for p in perturbations if p in genes or set(targets(p)) & genes)
@@ -87,7 +87,7 @@ def hold_out(adata: ad.AnnData, perturbations, seed: int = 0) -> list[str]:
     adata.obs[Key.split] = pd.Categorical(split, categories=SPLITS)
     return leaving
 
-# %% ../../nbs/data/55_split.ipynb #35cc2717
+# %% ../../nbs/data/55_split.ipynb #e1adbc71
 def _checked(fractions) -> np.ndarray:
     "(3,) fractions; `GpovaeError` where they are not shares of a whole."
     try:

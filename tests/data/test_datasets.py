@@ -1,4 +1,6 @@
-"""Published screens come as published or not at all: downloads resume, are checked, and leave nothing wrong behind; counts come back from logarithms."""
+"""Published screens come as published or not at all: downloads resume, are checked, and leave
+nothing wrong behind; counts come back from logarithms.
+"""
 
 import functools
 import hashlib
@@ -23,8 +25,8 @@ from places import DATA
 from gpovae.core.errors import GpovaeError
 from gpovae.data import datasets, download, readers
 from gpovae.data.download import Dataset, File
-from gpovae.data.register import register
 from gpovae.data.kinetics import KINETICS
+from gpovae.data.register import register
 from gpovae.data.simulate import simulated
 
 SHARED = DATA
@@ -456,7 +458,11 @@ def test_replogle(served, server, name):
 def relabelled(labels):
     "Bytes of an h5ad like those of scPerturb, counts by gene."
     a = simulated(400, 60, 5, seed=0)
-    raw = a.obs["gene"].astype(str).map(dict(zip(a.obs["gene"].value_counts().index, labels)))
+    raw = (
+        a.obs["gene"]
+        .astype(str)
+        .map(dict(zip(a.obs["gene"].value_counts().index, labels, strict=True)))
+    )
     return (
         h5ad_bytes(
             ad.AnnData(
@@ -568,20 +574,20 @@ def devel(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, part, shape, perturbations, controls, multiples",
+    "name, part, n_cells, perturbations, multiples",
     [
-        ("mcfaline2023", "mcfaline23", (2586, 500), 9, 300, 0),
-        ("norman2019_small", "norman19", (3375, 500), 33, 100, 2),
+        ("mcfaline2023", "mcfaline23", dict(all=2586, control=300), 9, 0),
+        ("norman2019_small", "norman19", dict(all=3375, control=100), 33, 2),
     ],
 )
-def test_counts_of_perturbench(devel, name, part, shape, perturbations, controls, multiples):
+def test_counts_of_perturbench(devel, name, part, n_cells, perturbations, multiples):
     a = datasets.load(name)
     stored = devel[devel.obs["dataset"] == part]
     v = stored.X.toarray()
     c = a.X.toarray().astype(float)
     size = a.obs["size"].to_numpy()
     assert (
-        a.shape == shape
+        a.shape == (n_cells["all"], 500)
         and sp.isspmatrix_csr(a.X)
         and a.X.dtype == np.float32
         and list(a.obs_names) == list(stored.obs_names)
@@ -598,7 +604,7 @@ def test_counts_of_perturbench(devel, name, part, shape, perturbations, controls
     ).min(1).max() <= 2
     assert (
         a.obs["perturbation"].nunique() == perturbations + 1
-        and (a.obs["perturbation"] == "control").sum() == controls
+        and (a.obs["perturbation"] == "control").sum() == n_cells["control"]
     )
     assert list(a.obs["perturbation"].astype(str)) == list(
         stored.obs["perturbation"].astype(str)
@@ -634,7 +640,7 @@ def test_schraivogel_cells_and_labels(tap):
     assert tap.obs_names.is_unique and set(tap.obs.batch) == {"TAP1", "TAP2"}
     guide_of = tap.obs.guide.astype(str)
     assert (
-        all(g.startswith(t) for g, t in zip(guide_of, tap.obs.gene.astype(str)))
+        all(g.startswith(t) for g, t in zip(guide_of, tap.obs.gene.astype(str), strict=True))
         and guide_of.nunique() == 86
     )
 

@@ -1,4 +1,6 @@
-"""Counterfactual partners: equal to numpy's gene-wise lower median for the same drawn cells, to a plain mean of compositions, in memory and on disk."""
+"""Counterfactual partners: equal to numpy's gene-wise lower median for the same drawn cells, to a
+plain mean of compositions, in memory and on disk.
+"""
 
 import numba
 import numpy as np
@@ -235,5 +237,5 @@ def test_counts_on_disk(prepared, monkeypatch, split, partner):
     monkeypatch.setattr(Screen, "counts", property(lambda self: disk))
     cells = Cells(prepared, split, partner=partner, seed=1)
     order = np.random.default_rng(0).permutation(len(memory))[:64]
-    for name, a, b in zip(memory[order]._fields, memory[order], cells[order]):
+    for name, a, b in zip(memory[order]._fields, memory[order], cells[order], strict=True):
         assert a is b is None or np.array_equal(a, b), name

@@ -1,4 +1,6 @@
-"""Combinations and cell lines, from raw counts to prediction, on two published screens of 500 genes."""
+"""Combinations and cell lines, from raw counts to prediction, on two published screens of 500
+genes.
+"""
 
 import numpy as np
 import pandas as pd
@@ -100,14 +102,14 @@ def test_a_pair_has_one_row_of_shifts(pairs):
     position = screen.nodes["position"].to_numpy()
     seen = position >= 0
     x = dense(screen.counts)[:, position[seen]].astype(float)
-    l = screen.library_size.astype(float)
+    library = screen.library_size.astype(float)
     mine = screen.rows("train", "CBL+CNN1", False)
     control = screen.rows("train", CONTROL, False)
     s = np.median(l)
-    eps = s / (2 * l[mine].sum())
+    eps = s / (2 * library[mine].sum())
     change = np.log(
-        ((s * x[mine] / l[mine, None]).mean(0) + eps)
-        / ((s * x[control] / l[control, None]).mean(0) + eps)
+        ((s * x[mine] / library[mine, None]).mean(0) + eps)
+        / ((s * x[control] / library[control, None]).mean(0) + eps)
     )
     np.testing.assert_allclose(
         np.asarray(table["mean"])[rows.index("CBL+CNN1")][seen], change, rtol=1e-4, atol=1e-5
@@ -131,7 +133,8 @@ def test_batches_carry_both_targets(pairs):
     nodes = list(pairs.nodes.index)
     assert cells.labels == pairs.labels and not set(UNSEEN) & set(cells.labels)
     assert {
-        p: {nodes[t] for t in row if t < P.n} for p, row in zip(pairs.labels, P.targets.tolist())
+        p: {nodes[t] for t in row if t < P.n}
+        for p, row in zip(pairs.labels, P.targets.tolist(), strict=True)
     } == {p: set(targets(p)) for p in pairs.labels}
     batch = cells[
         np.flatnonzero(
@@ -209,7 +212,7 @@ def test_each_line_has_its_controls(lines):
     assert (
         len(controls) == 4
         and all(len(set(line[c])) == 1 for c in controls[:3])
-        and len(set(zip(stratum, line))) == 3
+        and len(set(zip(stratum, line, strict=True))) == 3
     )
 
 
