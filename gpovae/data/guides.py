@@ -94,7 +94,7 @@ def _dealt_anew(cells: _Guides, seed: int) -> _Guides:
 
 # %% ../../nbs/data/78_guides.ipynb #0aad6bc7
 def guide_agreement(adata: ad.AnnData, guide_key: str, seed: int = 0) -> pd.DataFrame:
-    """Do the guides of a perturbation move the nodes alike, and how much could they?
+    """Compare what the guides of each perturbation do to the nodes.
 
     Parameters
     ----------

@@ -131,7 +131,7 @@ def read_summary(path: str | Path, sheet: str | None = None) -> pd.DataFrame:
 
 # %% ../../nbs/data/82_summary.ipynb #5a8dd01b
 def summary_from_data(adata: ad.AnnData) -> pd.DataFrame:
-    """Summary statistics from the cells that pass: DEGs by the rank-sum test, knockdown, cells.
+    """Summary statistics from the cells that pass quality control.
 
     Parameters
     ----------

@@ -136,6 +136,6 @@ def test_options_of_0_1_0_are_there():
 )
 def test_what_is_typed_arrives(typed, given):
     got = {}
-    command = click.command()(options_of(Brew)(got.update))
+    command = click.command()(options_of(Brew)(lambda **options: got.update(options)))
     assert CliRunner().invoke(command, typed.split()).exit_code == 0
     assert got == given
