@@ -1,28 +1,47 @@
-"""The slow measurements. Each writes NAME.json with date, command and machine; chapters and README take their figures from there.
+"""The slow measurements. Each writes NAME.json with date, command and machine; chapters and README
+take their figures from there.
 
     python benchmarks/bench.py [NAME ...]     default: all; `--help` lists the options
 
-    demo      `gpovae demo` on the simulated screen: seconds per stage, scores, network against the truth; draws nbs/images/demo.png
-    claim     both presets on four simulated screens and on schraivogel2020, five seeds: scores beside baselines and ceiling, by number of training cells, time
-    finding   does the mean beat the published model on held-out cells? Trained until it stops, on simulated and real screens (--seeds 3: about an hour and a half)
-    ablation  a small simulated screen with three batches, five seeds: each switch alone set to its published value (the report `ablation`)
-    unseen    perturbations held out of training, predicted from the network, on simulated screens, five seeds, both presets, with and without prior network
-    prepare   raw screens of 8,563 genes, 620 perturbations and 48 batches on disk, 20,000 to 310,000 cells: time and peak memory of writing and of
-              preparing them; counterfactual profiles of 60,000 cells x 5,000 genes (about half an hour; needs 15 GB of disk, see --scratch)
-    predict   average effects of 620 perturbations on 8,563 genes and IWELBO of 100 particles, both presets: time against the plain formulations
-              (benchmarks/bench_predict.py), Monte Carlo errors, and on trained models the bias of taking the mean latent (about ten minutes)
-    speed     the training step, plain and lean, at two sizes, three rounds: seconds, products, equality, memory (benchmarks/bench_speed.py; about a quarter of an hour)
-    network   `fit_network` on tables of shifts of twelve simulated screens, 20 to 600 perturbed genes, five seeds: AUPRC beside mean difference and the inverse,
-              calibration, signs, direct against indirect (benchmarks/bench_network.py; about half an hour)
-    quality   both presets side by side on 20,000 cells x 2,000 genes x 100 perturbations: ATE-rho on test cells against seconds (see --minutes)
+    demo      `gpovae demo` on the simulated screen: seconds per stage, scores, network against
+              the truth; draws nbs/images/demo.png
+    claim     both presets on four simulated screens and on schraivogel2020, five seeds: scores
+              beside baselines and ceiling, by number of training cells, time
+    finding   does the mean beat the published model on held-out cells? Trained until it stops, on
+              simulated and real screens (--seeds 3: about an hour and a half)
+    ablation  a small simulated screen with three batches, five seeds: each switch alone set to
+              its published value (the report `ablation`)
+    unseen    perturbations held out of training, predicted from the network, on simulated
+              screens, five seeds, both presets, with and without prior network
+    prepare   raw screens of 8,563 genes, 620 perturbations and 48 batches on disk, 20,000 to
+              310,000 cells: time and peak memory of writing and of
+              preparing them; counterfactual profiles of 60,000 cells x 5,000 genes (about half
+              an hour; needs 15 GB of disk, see --scratch)
+    predict   average effects of 620 perturbations on 8,563 genes and IWELBO of 100 particles,
+              both presets: time against the plain formulations
+              (benchmarks/bench_predict.py), Monte Carlo errors, and on trained models the bias
+              of taking the mean latent (about ten minutes)
+    speed     the training step, plain and lean, at two sizes, three rounds: seconds, products,
+              equality, memory (benchmarks/bench_speed.py; about a quarter of an hour)
+    network   `fit_network` on tables of shifts of twelve simulated screens, 20 to 600 perturbed
+              genes, five seeds: AUPRC beside mean difference and the inverse,
+              calibration, signs, direct against indirect (benchmarks/bench_network.py; about
+              half an hour)
+    quality   both presets side by side on 20,000 cells x 2,000 genes x 100 perturbations: ATE-rho
+              on test cells against seconds (see --minutes)
     tapseq    the table of shifts of the TAP-seq screen, for the chapter on networks
-    explorer  the explorable network in headless Chromium: seconds to the first drawing and per move of the filter (benchmarks/bench_explorer.py; needs Chromium)
-    scale     screens of 600 genes and 50,000 to 1,000,000 cells on disk: peak memory and cells a second of loading all cells and, for the smallest and the
-              largest, of training for 250 steps, beside counts in memory where they are few; loading at 2,000 and
+    explorer  the explorable network in headless Chromium: seconds to the first drawing and per
+              move of the filter (benchmarks/bench_explorer.py; needs Chromium)
+    scale     screens of 600 genes and 50,000 to 1,000,000 cells on disk: peak memory and cells a
+              second of loading all cells and, for the smallest and the
+              largest, of training for 250 steps, beside counts in memory where they are few;
+              loading at 2,000 and
               8,563 genes, plain and compressed (half an hour; needs 6 GB of disk, see --scratch)
 
-Runs go to two worker processes with one thread each. Finished runs of `claim` and `finding` are kept in .NAME.jsonl until all are
-done, so that a bench which was interrupted goes on where it stopped, unless the package has changed since. The published settings ask for up to 2,000 epochs;
+Runs go to two worker processes with one thread each. Finished runs of `claim` and `finding` are
+kept in .NAME.jsonl until all are
+done, so that a bench which was interrupted goes on where it stopped, unless the package has
+changed since. The published settings ask for up to 2,000 epochs;
 what is measured here is what both presets reach in EPOCHS.
 """
 
@@ -55,21 +74,15 @@ import pandas as pd
 import psutil
 import scipy.sparse as sp
 import torch
-from bench_explorer import explorer
-from bench_network import network, tapseq
-from bench_predict import predict
-from bench_speed import quality, speed
-from book import real_data
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score
 from tqdm import tqdm
 
 from gpovae import GPOVAE, GpovaeError, api, datasets, plots, prepare
-from gpovae.app import page, reports
+from gpovae.app import page
 from gpovae.core.provenance import complete
-from gpovae.data import pipeline
+from gpovae.data import pipeline, stream
 from gpovae.data import prepare as preparation
-from gpovae.data import stream
 from gpovae.data.expression import log2_expression
 from gpovae.data.files import open_screen, write_annotations
 from gpovae.data.labels import CONTROL
@@ -87,6 +100,12 @@ from gpovae.evaluate.ceiling import ceiling
 from gpovae.evaluate.truth import truth_scores
 from gpovae.experiments import ablation as studies
 from gpovae.model.prediction import effects_of
+
+from bench_explorer import explorer
+from bench_network import network, tapseq
+from bench_predict import predict
+from bench_speed import quality, speed
+from book import real_data
 
 ROOT = Path(__file__).resolve().parents[1]
 GLOBINS = ["HBE1", "HBD", "HBB"]
@@ -368,9 +387,8 @@ def gathered(done, epochs):
         "seconds",
         "epochs",
     ]
-    print(
-        f"\n{summary.set_index(['screen', 'method'])[shown].astype(float).round(3).to_string(na_rep='-')}\n"
-    )
+    table = summary.set_index(["screen", "method"])[shown].astype(float).round(3)
+    print(f"\n{table.to_string(na_rep='-')}\n")
     return dict(
         screens=screens,
         summary=summary,
@@ -399,9 +417,7 @@ TAP_CELLS = 5000  # of schraivogel2020, drawn at random
 
 
 def finding_job(name, seed, method, folder):
-    """ATE-rho on test cells, and on all cells, of the published model when it has stopped by itself,
-    or of what needs no model.
-    """
+    "ATE-rho on test cells and on all, of the published model or of what needs none."
     adata = screen(name, seed, folder, TAP_CELLS if name == "schraivogel2020" else None)
     everything = adata.copy()
     everything.obs[Key.split] = "test"
@@ -423,10 +439,7 @@ def finding_job(name, seed, method, folder):
         return key | dict(
             rows=[
                 *rows,
-                dict(
-                    row="ceiling",
-                    ate_rho_test=ceiling(adata, "test", seed=seed)["ceiling"],
-                ),
+                dict(row="ceiling", ate_rho_test=ceiling(adata, "test", seed=seed)["ceiling"]),
             ]
         )
     start = time.perf_counter()
@@ -538,9 +551,7 @@ def ablation(options):
 
 
 def median_screen(n_cells=60_000, n_genes=5_000, n_perturbations=300, seed=0):
-    """One split: 20 % controls, 10 % of the cells fail, three in ten entries above zero, the largest
-    counts above 1,000.
-    """
+    "One split: 20 % controls, 10 % failing cells, 30 % entries above zero, some above 1,000."
     rng = np.random.default_rng(seed)
     blocks = []
     mean = rng.lognormal(-1.5, 1.9, n_genes).astype(np.float32)
@@ -594,7 +605,7 @@ def counterfactual():
     def everything(definition):
         cells = Cells(screen, "train", partner=definition)
         for a in range(0, len(cells), 512):
-            cells[np.arange(a, min(a + 512, len(cells)))].partner
+            _ = cells[np.arange(a, min(a + 512, len(cells)))].partner
         return cells
 
     for preset, definition in (("paper", "median"), ("corrected", "mean")):
@@ -714,8 +725,7 @@ def large(options):
                 raw.unlink()
             runs.append(row)
             print(
-                json.dumps(page.plain({k: v for k, v in row.items() if k != "record"})),
-                flush=True,
+                json.dumps(page.plain({k: v for k, v in row.items() if k != "record"})), flush=True
             )
     return dict(
         screen=LARGE,

@@ -1,4 +1,5 @@
-"""The explorable network in headless Chromium: how long it takes to open and to filter, at several sizes. The browser of tests/test_explorer.py."""
+"""The explorable network in headless Chromium: how long it takes to open and to filter, at several
+sizes. The browser of tests/test_explorer.py."""
 
 import os
 import shutil

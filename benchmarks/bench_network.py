@@ -1,5 +1,7 @@
-"""Networks from tables of shifts alone, on simulated screens: the measurement `network` of benchmarks/bench.py. What `fit_network` finds, beside mean difference,
-its z-score and the inverse of the effects; calibration; the direct edge against the indirect effect. Everything is printed and stored by screen and seed.
+"""Networks from tables of shifts alone, on simulated screens: the measurement `network` of
+benchmarks/bench.py. What `fit_network` finds, beside mean difference,
+its z-score and the inverse of the effects; calibration; the direct edge against the indirect
+effect. Everything is printed and stored by screen and seed.
 """
 
 import time

@@ -1,11 +1,16 @@
-"""`predict` of benchmarks/bench.py: average treatment effects and IWELBO at 8,563 genes x 620 perturbations, against their plain formulations.
+"""`predict` of benchmarks/bench.py: average treatment effects and IWELBO at 8,563 genes x 620
+perturbations, against their plain formulations.
 
-The plain formulations are written from the formulas, as one would write them without thinking of time:
-- effects: for every treatment 2,500 particles, each with a basal state from the prior, a mask and an embedding of its own; counts are drawn (Gamma, then Poisson)
+The plain formulations are written from the formulas, as one would write them without thinking
+of time:
+- effects: for every treatment 2,500 particles, each with a basal state from the prior, a mask
+and an embedding of its own; counts are drawn (Gamma, then Poisson)
   and their logs averaged. The perturbed gene's row alone is encoded.
-- IWELBO: particle by particle a full guide pass (all rows of mask and embedding, cells encoded anew from their counts, D as a matrix), both quality branches
+- IWELBO: particle by particle a full guide pass (all rows of mask and embedding, cells encoded
+anew from their counts, D as a matrix), both quality branches
   decoded, counts drawn in each, torch.distributions with validation.
-Models have random weights whose effects and differences between cells are of a realistic size; what depends on training (bias) is measured on trained models.
+Models have random weights whose effects and differences between cells are of a realistic size;
+what depends on training (bias) is measured on trained models.
 """
 
 import math
@@ -34,10 +39,11 @@ from gpovae.model.prediction import (
     mean_log2,
 )
 from gpovae.model.presets import make_settings
-from gpovae.model.vae import VAE
 from gpovae.model.response_buffers import ResponseBuffers
+from gpovae.model.vae import VAE
 from gpovae.network.grn import GRN, sample_mask
-from gpovae.train.build import build; from gpovae.train.loop import fit
+from gpovae.train.build import build
+from gpovae.train.loop import fit
 
 GENES, NODES, CELLS, PARTICLES = 8563, 620, 256, 2500  # of the issue; cells of the context
 # perturbations and particles of the plain effects; time goes with their product
@@ -147,8 +153,8 @@ def plain_iwelbo(vae: VAE, batch: Batch, noise) -> torch.Tensor:  # (B,)
     nodes = P.nodes_of(batch.label)
     theta = torch.stack(
         [
-            vae.inverse_dispersion([int(t) for t in P.targets[l] if t < n] if l >= 0 else [])
-            for l in batch.label
+            vae.inverse_dispersion([int(t) for t in P.targets[k] if t < n] if k >= 0 else [])
+            for k in batch.label
         ]
     )
     one_hot = torch.cat(
@@ -165,7 +171,9 @@ def plain_iwelbo(vae: VAE, batch: Batch, noise) -> torch.Tensor:  # (B,)
             q_e = _normal(vae.embedding_encoder, mask, torch.eye(n))
             effect = q_e.mean + q_e.stddev * eps
             z_p = one_hot @ (
-                effect + vae.grn.predicted_lfc(all_rows, P.kappa) if vae.network_prior else mask * effect
+                effect + vae.grn.predicted_lfc(all_rows, P.kappa)
+                if vae.network_prior
+                else mask * effect
             )
             q_a = _normal(vae.artifact_encoder, torch.ones(1, vae.latent))
             e_a = q_a.mean + q_a.stddev * artifact
@@ -229,7 +237,6 @@ def _error(vae, context, nodes, groups: int = 32):
     size = len(context.library) // groups
     zero = torch.zeros(1, vae.grn.n)
     z_p = torch.cat([zero, mean_latent(vae, torch.tensor(nodes), kept=0)[0]])
-    table = None
     means = []
     for g in range(groups):
         m = mean_log2(

@@ -1,15 +1,20 @@
-"""The training step: the plain formulation of nbs/studies/30_speed.ipynb against ours, on the CPU or on a GPU, in one run.
+"""The training step: the plain formulation of nbs/studies/30_speed.ipynb against ours, on the CPU
+or on a GPU, in one run.
 
-    python benchmarks/bench.py speed                                     on this machine's CPU; writes benchmarks/speed.json
-    python benchmarks/bench_speed.py --device cuda --out speed-gpu.json  alone, with fewer packages, on a machine with a GPU
+    python benchmarks/bench.py speed                                     on this machine's CPU;
+    writes benchmarks/speed.json
+    python benchmarks/bench_speed.py --device cuda --out speed-gpu.json  alone, with fewer
+    packages, on a machine with a GPU
 
-A step is loss, gradients, clipping and Adam, of the published preset with K562's sizes. Rounds are interleaved (one plain step, then two of each other kind), and medians are reported.
+A step is loss, gradients, clipping and Adam, of the published preset with K562's sizes. Rounds
+are interleaved (one plain step, then two of each other kind), and medians are reported.
 """
 
 import argparse
 import collections
 import contextlib
 import datetime
+import functools
 import json
 import platform
 import statistics
@@ -70,7 +75,9 @@ class Products(TorchDispatchMode):
     def again(self, device):
         "A function that does them all again, on other numbers in the same layout."
 
-        def like(shape, stride, dtype, made={}):
+        made = {}
+
+        def like(shape, stride, dtype):
             key = shape, stride, dtype, device
             if key not in made:
                 made[key] = torch.empty_strided(shape, stride, dtype=dtype, device=device).normal_()
@@ -172,14 +179,13 @@ def steps(shape, device, rounds, ladder=True):
             for _ in range(2 if k.startswith("lean") else 1):
                 if device == "cuda":
                     torch.cuda.reset_peak_memory_stats()
-                took[k].append(seconds(lambda: step(k), device))
+                took[k].append(seconds(functools.partial(step, k), device))
                 if device == "cuda":
                     peak[k] = torch.cuda.max_memory_allocated() / 2**30
         took["products alone"].append(seconds(again, device))
     middle = {k: statistics.median(v) for k, v in took.items()}
-    with contextlib.ExitStack() as stack:
-        with Products() as all_products:
-            naive()
+    with Products() as all_products:
+        naive()
     return dict(
         cells=shape[0],
         genes=shape[1],
@@ -205,12 +211,23 @@ def steps(shape, device, rounds, ladder=True):
 def memory(shape):
     "Peak memory in GiB of a fresh process that takes five lean steps."
     code = f"""
-import re, sys, torch; sys.path.insert(0, {str(ROOT / "benchmarks")!r}); import bench_speed as b
-c = b.chapter(); vae, batch, s = c.make(*{shape!r})
+import re, sys, torch
+sys.path.insert(0, {str(ROOT / "benchmarks")!r})
+import bench_speed as b
 from gpovae.model.objective import draw, objective
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20      # ru_maxrss would be that of the parent
-before, g, adam = peak(), torch.Generator().manual_seed(0), torch.optim.Adam(vae.parameters(), fused=True)
-for _ in range(5): adam.zero_grad(); objective(vae, batch, s, *draw(vae, batch, s, g))["total"].backward(); adam.step()
+
+def peak():  # ru_maxrss would be that of the parent
+    status = open("/proc/self/status").read()
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) / 2**20
+
+vae, batch, s = b.chapter().make(*{shape!r})
+g = torch.Generator().manual_seed(0)
+adam = torch.optim.Adam(vae.parameters(), fused=True)
+before = peak()
+for _ in range(5):
+    adam.zero_grad()
+    objective(vae, batch, s, *draw(vae, batch, s, g))["total"].backward()
+    adam.step()
 print(before, peak())"""
     return dict(
         zip(

@@ -4,11 +4,11 @@ import warnings
 
 import numpy as np
 
-from gpovae.data.simulate import simulated
 from gpovae.data.nodes import graph_nodes
 from gpovae.data.quality import quality_labels
 from gpovae.data.register import register
 from gpovae.data.responses import node_responses
+from gpovae.data.simulate import simulated
 from gpovae.data.split import split_cells
 
 

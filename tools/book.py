@@ -22,9 +22,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forked
 import nbformat
 from nbclient import NotebookClient
+
+import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"

@@ -14,9 +14,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import nbformat
+
 import book
 import names
-import nbformat
 
 ROOT = book.ROOT
 NBS = book.NBS

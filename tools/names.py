@@ -14,8 +14,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-import book
 import nbformat
+
+import book
 
 
 class Place(NamedTuple):

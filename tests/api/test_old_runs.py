@@ -8,13 +8,14 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from places import FIXTURES
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gpovae import GPOVAE, GpovaeError
 from gpovae.train.checkpoint import STATE
 from gpovae.train.run import FORMAT, RunFolder, run_settings
+
+from places import FIXTURES
 
 OLD = FIXTURES / "v0.1.0"
 

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from places import FIXTURES
 
 import gpovae
 from gpovae.data.responses import Responses
 from gpovae.network.regression import fit_network
+
+from places import FIXTURES
 
 RECORDED = FIXTURES / "v0.1.0"
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bench_explorer import browser, chromium
 from bs4 import BeautifulSoup
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +22,8 @@ from gpovae.app import reports
 from gpovae.data.screen import Key
 from gpovae.experiments.runner import whole
 from gpovae.train.run import FORMAT, MIGRATIONS, checksum, run_settings
+
+from bench_explorer import browser, chromium
 
 pytestmark = pytest.mark.xdist_group("runs")
 SMALL = dict(latent=4, basal=(16, 1), embedding=(16, 2), decoder=(16, 2), batch_size=64)

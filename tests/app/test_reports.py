@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
-from places import ROOT
 
 from gpovae import GPOVAE
 from gpovae.app import reports
 from gpovae.core.errors import GpovaeError
 from gpovae.experiments import ablation as studies
+
+from places import ROOT
 
 pytestmark = pytest.mark.xdist_group("runs")
 NAMES = ["ablation", "compare", "evaluate", "network", "paper", "prepare", "report", "train"]

@@ -1,7 +1,8 @@
 """Every chapter runs in a fresh kernel and prints the numbers stored in it (tools/book.py)."""
 
-import book
 import pytest
+
+import book
 
 
 @pytest.mark.parametrize("path", book.chapters(), ids=book.name)

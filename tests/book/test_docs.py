@@ -4,11 +4,11 @@ import json
 import re
 from html.parser import HTMLParser
 
-import book
 import pytest
-from bench_explorer import browser, chromium
 
+import book
 import docs
+from bench_explorer import browser, chromium
 
 pytestmark = pytest.mark.xdist_group("docs")
 SOME = [book.find(n) for n in ("index", "start/troubleshooting", "data.screen", "model.likelihood")]

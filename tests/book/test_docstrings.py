@@ -3,11 +3,12 @@
 import importlib
 import inspect
 
-import book
 import pytest
 from numpydoc.validate import validate
 
 from gpovae.api import GPOVAE
+
+import book
 
 # GL: layout; PR: parameters; RT: returns; SS: summary. Left out: what numpydoc asks of a library
 # of its own kind (a section See Also or Examples everywhere, an extended summary).

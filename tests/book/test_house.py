@@ -12,13 +12,14 @@ import tomllib
 from importlib.metadata import metadata, packages_distributions, requires
 from pathlib import Path
 
-import book
 import nbformat
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import gpovae
+
+import book
 
 ROOT = book.ROOT
 LONGEST_CELL = 45  # lines of an exported cell

@@ -9,9 +9,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-import book
 import nbformat
 import pytest
+
+import book
 from bench_explorer import browser, chromium
 
 pytestmark = pytest.mark.xdist_group("runs")

@@ -1,9 +1,10 @@
 """The index: a stranger finds any name and any formula."""
 
-import book
-import names
 import nbformat
 import pytest
+
+import book
+import names
 
 
 def test_every_public_name_is_in_the_index():

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 
 import gpovae
 from gpovae import GPOVAE, GpovaeError
-from gpovae.train.run import checksum
 from gpovae.app.cli import main
 from gpovae.data.prepare import prepare_file
 from gpovae.data.screen import Key
 from gpovae.evaluate.curated import read_network
+from gpovae.train.run import checksum
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("bad")]
 

@@ -20,7 +20,6 @@ import pooch
 import pytest
 import requests
 import scipy.sparse as sp
-from places import DATA
 
 from gpovae.core.errors import GpovaeError
 from gpovae.data import datasets, download, readers
@@ -28,6 +27,8 @@ from gpovae.data.download import Dataset, File
 from gpovae.data.kinetics import KINETICS
 from gpovae.data.register import register
 from gpovae.data.simulate import simulated
+
+from places import DATA
 
 SHARED = DATA
 COUNTS = {

@@ -30,8 +30,8 @@ from gpovae.core.errors import GpovaeError
 from gpovae.data import datasets
 from gpovae.data.blocks import block_rows
 from gpovae.data.files import open_screen
-from gpovae.data.layouts import read_cells, source
 from gpovae.data.labels import gene_names
+from gpovae.data.layouts import read_cells, source
 from gpovae.data.matching import choose_rho
 from gpovae.data.prepare import prepare, prepare_file
 from gpovae.data.screen import Key, Screen

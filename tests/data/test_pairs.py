@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from places import DATA
 
 import gpovae
 from gpovae.core.errors import GpovaeError
@@ -21,6 +20,8 @@ from gpovae.evaluate.baselines import baselines
 from gpovae.evaluate.effects import log2_means, observed_effects
 from gpovae.evaluate.response import pearson
 from gpovae.model.prediction import Context, mean_log2
+
+from places import DATA
 
 # both genes of each have cells of their own
 UNSEEN = ["KLF1+MAP2K6", "KLF1+TGFBR2", "MAP2K3+MAP2K6", "MAP2K3+SLC38A2", "MAPK1+TGFBR2"]
@@ -105,7 +106,7 @@ def test_a_pair_has_one_row_of_shifts(pairs):
     library = screen.library_size.astype(float)
     mine = screen.rows("train", "CBL+CNN1", False)
     control = screen.rows("train", CONTROL, False)
-    s = np.median(l)
+    s = np.median(library)
     eps = s / (2 * library[mine].sum())
     change = np.log(
         ((s * x[mine] / library[mine, None]).mean(0) + eps)

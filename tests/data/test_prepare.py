@@ -10,11 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from places import DATA, FIXTURES, needs
 from scipy.spatial.distance import cdist
 
 from gpovae.core.errors import GpovaeError
-from gpovae.data.simulate import simulated
 from gpovae.data.expression import log_normalised
 from gpovae.data.files import open_screen
 from gpovae.data.matching import effective_number, plan
@@ -26,8 +24,11 @@ from gpovae.data.rank_sum import rank_sum_test
 from gpovae.data.register import register
 from gpovae.data.responses import Responses, fold_changes
 from gpovae.data.screen import Key, Screen
+from gpovae.data.simulate import simulated
 from gpovae.data.split import split_sizes
 from gpovae.data.steps import stale
+
+from places import DATA, FIXTURES, needs
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 

@@ -1,16 +1,18 @@
-"""The main job, held against what is known: the network of the simulated screen, and the textbook answer of a real one."""
+"""The main job, held against what is known: the network of the simulated screen, and the textbook
+answer of a real one."""
 
 import os
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from places import DATA
 
 import gpovae
 from gpovae.app.cli import main
 from gpovae.data.blocks import dense
 from gpovae.data.screen import Screen
+
+from places import DATA
 
 GLOBINS = ["HBB", "HBD", "HBE1"]
 CELLS = {

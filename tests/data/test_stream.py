@@ -27,13 +27,14 @@ from gpovae import GPOVAE, datasets, prepare
 from gpovae.app.cli import main
 from gpovae.core.errors import GpovaeError
 from gpovae.data import stream
-from gpovae.data.reorder import Source
 from gpovae.data.files import open_screen, write_screen
 from gpovae.data.minibatch import Batch, Cells
+from gpovae.data.reorder import Source
 from gpovae.data.screen import Key, Screen
 from gpovae.data.stream import DiskRows, ahead, dense_pieces, windows
 from gpovae.model.presets import make_settings
-from gpovae.train.build import build; from gpovae.train.loop import fit
+from gpovae.train.build import build
+from gpovae.train.loop import fit
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("stream")]
 

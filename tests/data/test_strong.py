@@ -6,16 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from annotated import annotated, raw
-from places import DATA, needs
 
 import gpovae.data.summary as module
 from gpovae.core.errors import GpovaeError
-from gpovae.data.simulate import simulated
 from gpovae.data.quality import quality_labels
 from gpovae.data.register import register
 from gpovae.data.screen import Key, Screen
+from gpovae.data.simulate import simulated
 from gpovae.data.strong import strong_cells, strong_rows
 from gpovae.data.summary import perturbation_name, read_summary, summary_from_data
+
+from places import DATA, needs
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 FOLDER = DATA / "replogle2022_summary"

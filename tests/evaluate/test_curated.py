@@ -12,13 +12,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from places import CONFORMANCE, DATA, FIXTURES
 
 from gpovae.core.errors import GpovaeError
 from gpovae.data.register import register
 from gpovae.evaluate.curated import read_network, screen_names
 from gpovae.evaluate.enrichment import found_edges, overlap, overlap_curve
 from gpovae.evaluate.rewiring import rewirings
+
+from places import CONFORMANCE, DATA, FIXTURES
 
 NETWORKS = DATA / "networks"
 real = pytest.mark.skipif(

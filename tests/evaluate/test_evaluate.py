@@ -16,8 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from places import DATA, FIXTURES
-from screens import screen
 
 from gpovae.core.errors import GpovaeError
 from gpovae.data.labels import CONTROL
@@ -31,6 +29,9 @@ from gpovae.evaluate.metrics import discrimination
 from gpovae.evaluate.rankings import control_correlation, inverse_effects, mean_difference, z_score
 from gpovae.evaluate.response import scores
 from gpovae.evaluate.scores import Scores, evaluate
+
+from places import DATA, FIXTURES
+from screens import screen
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from places import FIXTURES
 from scipy.stats import mannwhitneyu, norm, rankdata, wasserstein_distance
 from tiny import screen
 
@@ -36,6 +35,8 @@ from gpovae.evaluate.rankings import (
     ranked,
 )
 from gpovae.evaluate.truth import calibration, truth_scores
+
+from places import FIXTURES
 
 DATA = FIXTURES
 

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from places import DATA, FIXTURES
 from scipy.stats import false_discovery_control, mannwhitneyu
 from sklearn.metrics import r2_score
 
@@ -33,6 +32,8 @@ from gpovae.evaluate.effects import cells, halves, noise_variance, observed_effe
 from gpovae.evaluate.metrics import discrimination, pearson_delta
 from gpovae.evaluate.observed import Observed, observe, observe_cells, ranks
 from gpovae.evaluate.response import BETTER, METRICS, contributions, pearson, scores, weighted
+
+from places import DATA, FIXTURES
 
 SHARED = DATA.parent
 DATA = Path(os.environ.get("GPOVAE_DATA") or SHARED / "data")

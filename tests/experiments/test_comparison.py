@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gpovae.train.run import checksum
 from gpovae.core.errors import GpovaeError
 from gpovae.experiments import ablation as studies
 from gpovae.experiments import comparison as compare
 from gpovae.experiments import published, scoring
 from gpovae.experiments.runs import find_runs, read_runs
+from gpovae.train.run import checksum
 
 
 def table(**methods):

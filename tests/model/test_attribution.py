@@ -111,8 +111,8 @@ def test_cut_when_the_bound_is_active():
     Without the edge it would not be, and the others would grow if they were scaled again.
     """
     grn, kappa, nodes = random_grn(6, 3, density=1, scale=2)
-    from gpovae.model.vae import VAE
     from gpovae.model.response_buffers import ResponseBuffers
+    from gpovae.model.vae import VAE
 
     vae = VAE(
         6,

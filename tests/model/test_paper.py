@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from places import FIXTURES, ROOT
 
 from gpovae.data.minibatch import Batch
 from gpovae.data.partners import mean_shares
@@ -23,6 +22,8 @@ from gpovae.data.responses import Responses
 from gpovae.data.screen import Key
 from gpovae.evaluate.effects import observed_effects
 from gpovae.model.divergences import log_bernoulli, log_normal, unit_normal
+from gpovae.model.iwelbo import iwelbo
+from gpovae.model.layers import Gaussian, PerRow
 from gpovae.model.likelihood import log_likelihood, log_mean
 from gpovae.model.objective import (
     Posterior,
@@ -35,12 +36,12 @@ from gpovae.model.objective import (
     objective,
     share_plates,
 )
-from gpovae.model.iwelbo import iwelbo
 from gpovae.model.presets import make_settings
-from gpovae.model.vae import VAE, Effects, Noise
-from gpovae.model.layers import Gaussian, PerRow
 from gpovae.model.response_buffers import ResponseBuffers
+from gpovae.model.vae import VAE, Effects, Noise
 from gpovae.network.grn import EPS, GRN, sample_mask
+
+from places import FIXTURES, ROOT
 
 RAW = np.load(FIXTURES / "paper_step.npz")
 Z = {k: torch.from_numpy(np.atleast_1d(v)) for k, v in RAW.items() if v.dtype.kind != "U"}

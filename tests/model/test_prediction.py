@@ -6,7 +6,6 @@ Honest errors; nothing depends on company or on how the work is cut up.
 import math
 import resource
 
-import bench_predict
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,8 @@ from gpovae.model.prediction import (
     mean_log2,
 )
 from gpovae.model.vae import Noise
+
+import bench_predict
 
 N, GENES, CELLS = 12, 150, 24
 

@@ -9,10 +9,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from bench_explorer import READY, browser, chromium, example, filtered, until
 
 from gpovae.app import reports
 from gpovae.plots.explorer import content, explorer, explorer_page
+
+from bench_explorer import READY, browser, chromium, example, filtered, until
 
 pytestmark = pytest.mark.xdist_group("runs")
 # seconds that anything may take on a busy machine; the benchmark says what it takes on an idle one

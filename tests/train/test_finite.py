@@ -12,19 +12,20 @@ import torch
 from scipy.stats import nbinom
 
 from gpovae.core.errors import GpovaeError
-from gpovae.data.simulate import simulated
 from gpovae.data.minibatch import Cells
 from gpovae.data.nodes import graph_nodes
 from gpovae.data.prepare import prepare
 from gpovae.data.register import register
 from gpovae.data.responses import node_responses
 from gpovae.data.screen import Key, Screen
+from gpovae.data.simulate import simulated
 from gpovae.data.split import split_cells
+from gpovae.model.iwelbo import iwelbo, particles
 from gpovae.model.likelihood import log_likelihood
 from gpovae.model.objective import draw, objective
-from gpovae.model.iwelbo import iwelbo, particles
 from gpovae.model.presets import make_settings
-from gpovae.train.build import build; from gpovae.train.loop import fit
+from gpovae.train.build import build
+from gpovae.train.loop import fit
 
 PRESETS = ("corrected", "paper")
 SMALL = dict(
