@@ -18,6 +18,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+
 from .core.errors import GpovaeError
 from .core.options import check_settings, takes
 from .core.provenance import digest

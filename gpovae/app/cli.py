@@ -8,6 +8,7 @@ __all__ = ['main', 'worker']
 
 # %% ../../nbs/app/50_cli.ipynb #5c1c6342
 import click
+
 from .fit import datasets, prepare, sweep, train
 from .shell import Commands
 from .show import compare, demo, evaluate, network, report, score
@@ -20,7 +21,7 @@ from .show import compare, demo, evaluate, network, report, score
 def main():
     "Effects of gene perturbations in single cells, and the gene network that explains them."
 
-
+# %% ../../nbs/app/50_cli.ipynb #b90182e4
 for _command in (prepare, datasets, train, evaluate, report, compare, sweep, score, network, demo):
     main.add_command(_command)
 

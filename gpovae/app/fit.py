@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+
 from .shell import in_file, options_of, out_file, out_folder, quiet_option, stage
 from ..core.errors import GpovaeError
 from ..core.options import option
@@ -27,7 +28,7 @@ def _typed(ctx: click.Context, options: dict) -> dict:
     typed = click.core.ParameterSource.COMMANDLINE
     return {k: v for k, v in options.items() if ctx.get_parameter_source(k) is typed}
 
-
+# %% ../../nbs/app/30_fit.ipynb #3f88bb55
 def _prepared_line(path: Path, is_new: bool) -> str:
     "What was prepared, in a line."
     from gpovae.data.files import open_screen
@@ -107,7 +108,7 @@ def _dataset_lines(name: str, entry) -> str:
     facts = "; ".join(filter(None, (size, source, entry.licence)))
     return f"{name}\n    {entry.title}\n    {facts}\n    {entry.citation}"
 
-
+# %% ../../nbs/app/30_fit.ipynb #82274153
 @click.command()
 @quiet_option
 def datasets(quiet):
@@ -126,6 +127,7 @@ def _open(path: Path, on_disk: bool | None, settings, quiet: bool):
     None leaves them there if they would take more than half of the available memory.
     """
     import psutil
+
     from gpovae.data.files import open_screen, read_screen, unpacked_size
 
     need = unpacked_size(path)
@@ -143,10 +145,9 @@ def _open(path: Path, on_disk: bool | None, settings, quiet: bool):
 # %% ../../nbs/app/30_fit.ipynb #fab5150c
 def _model(prepared: Path, quiet: bool, *, preset: str, settings: tuple, on_disk: bool | None):
     "To be trained on a prepared screen."
+    from gpovae import GPOVAE
     from gpovae.core.options import read_settings
     from gpovae.model.presets import Settings, make_settings
-
-    from gpovae import GPOVAE
 
     read = read_settings(Settings, settings, several=False)
     changed = {name: value for name, (value,) in read.items()}
@@ -376,7 +377,7 @@ class _SweepOptions:
     )
     dry_run: bool = option(False, "Print the jobs and where they stand, and do nothing.")
 
-
+# %% ../../nbs/app/30_fit.ipynb #ebebdcad
 _values_option = click.option(
     "--set",
     "settings",
@@ -412,7 +413,7 @@ def _print_jobs(jobs: list) -> None:
     for job in jobs:
         click.echo(f"{state(job).name:<11} {shlex.join(job.line)}")
 
-
+# %% ../../nbs/app/30_fit.ipynb #08c35e75
 def _sweep_interrupted(name: str, jobs: list) -> click.exceptions.Exit:
     from gpovae.experiments.runner import whole
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
-from ..core.provenance import complete
 from IPython.display import HTML
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
+
+from ..core.provenance import complete
 
 # %% ../../nbs/app/10_page.ipynb #0b3d3e97
 def plain(value):
@@ -57,11 +58,11 @@ def say(sentence: str, **values) -> HTML:
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
-
+# %% ../../nbs/app/10_page.ipynb #6fa35f36
 def _readable(name) -> str:
     return str(name).replace("_", " ")
 
-
+# %% ../../nbs/app/10_page.ipynb #5db5746c
 def _as_html(frame: pd.DataFrame, index: bool) -> str:
     frame = frame.rename(columns=_readable)
     frame = frame.rename_axis(index=lambda _: None, columns=lambda _: None)

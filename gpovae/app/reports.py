@@ -13,15 +13,16 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+
 from ..api import GPOVAE
 from .page import page
 from ..core.errors import GpovaeError
 from ..core.options import check_settings
 from ..core.progress import Bar
 from ..core.provenance import complete
-from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec
 
 # %% ../../nbs/app/15_reports.ipynb #ee365a57
 class ThisInterpreter(AsyncKernelManager):
@@ -37,7 +38,7 @@ class ThisInterpreter(AsyncKernelManager):
             environment["GPOVAE_LOG"] = "1"
         return KernelSpec(**get_kernel_dict(self.options) | dict(env=environment))
 
-
+# %% ../../nbs/app/15_reports.ipynb #543ea174
 class _Sharp(ThisInterpreter):
     "Figures with twice the pixels, which paper needs."
 
@@ -153,7 +154,7 @@ def _from_text(text: str, kind: type):
     except (KeyError, ValueError):
         return text
 
-
+# %% ../../nbs/app/15_reports.ipynb #5f605058
 def read_values(name: str, texts: list[str]) -> dict:
     """Parameters of a report from text.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import click
+
 from ..core.errors import GpovaeError
 
 # %% ../../nbs/app/20_shell.ipynb #0d1a0008
@@ -28,7 +29,7 @@ def _kinds(field: Field) -> tuple:
     kinds = get_args(field.type) if get_origin(field.type) not in (Literal, list, tuple) else ()
     return tuple(k for k in kinds or (field.type,) if k is not type(None))
 
-
+# %% ../../nbs/app/20_shell.ipynb #462c2deb
 def _is_list(field: Field) -> bool:
     return any(get_origin(kind) is list for kind in _kinds(field))
 
@@ -138,13 +139,13 @@ class _Refusal(click.ClickException):
 
     exit_code = 2
 
-
+# %% ../../nbs/app/20_shell.ipynb #7cd4484b
 def _refusal(error: Exception, message: str) -> click.ClickException:
     if isinstance(error, OSError) and error.filename:
         return _Refusal(f"{error.strerror}: {error.filename}")
     return _Refusal(message)
 
-
+# %% ../../nbs/app/20_shell.ipynb #83a2ed7e
 def _interrupted(line: str) -> click.exceptions.Exit:
     text = f"Interrupted; nothing half-written is left. To do it again: {line}"
     click.echo(text, err=True)
@@ -188,13 +189,13 @@ def stage(task: str, quiet: bool):
     if not quiet:
         click.echo(f"{task}: {time.perf_counter() - start:.1f} s", err=True)
 
-
+# %% ../../nbs/app/20_shell.ipynb #0dc040cf
 def _hush(ctx, parameter, quiet):
     if quiet:
         warnings.showwarning = lambda *_, **__: None
     return quiet
 
-
+# %% ../../nbs/app/20_shell.ipynb #51d55006
 quiet_option = click.option(
     "--quiet", is_flag=True, callback=_hush, help="Nothing but results and errors."
 )
@@ -219,7 +220,7 @@ def run_argument(**settings):
     "The argument RUN: a folder that holds a run."
     return click.argument("run", type=in_folder, callback=_is_run, **settings)
 
-
+# %% ../../nbs/app/20_shell.ipynb #0269bd7c
 seed_option = click.option(
     "--seed", default=0, type=click.IntRange(0, 2**32 - 1), help="Decides every random choice."
 )

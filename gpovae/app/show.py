@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import click
+
 from gpovae.app.shell import (
     in_file,
     in_folder,
@@ -27,7 +28,7 @@ def _lines(paths) -> str:
     "Absolute paths, one a line, as reports take them."
     return "".join(f"{path.absolute()}\n" for path in paths)
 
-
+# %% ../../nbs/app/40_show.ipynb #d6e50cce
 def _sidecar(files: dict[str, Path]) -> dict:
     "The results that a report leaves beside its page."
     return json.loads(files["json"].read_text())
@@ -229,9 +230,8 @@ def network(run, *, quiet, **settings):
 # %% ../../nbs/app/40_show.ipynb #0d1c0009
 def _demo_run(dataset: str, folder: Path, *, max_epochs: int, seed: int, quiet: bool) -> None:
     "A screen by name, prepared and trained in a folder."
-    from gpovae.core.provenance import complete, room
-
     from gpovae import GPOVAE, datasets, prepare
+    from gpovae.core.provenance import complete, room
 
     progress = not quiet
     with complete(folder, "the demo") as scratch:

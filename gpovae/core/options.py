@@ -43,7 +43,7 @@ def _keyword_parameter(option: Field) -> inspect.Parameter:
         option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.type
     )
 
-
+# %% ../../nbs/core/20_options.ipynb #87c1a59d
 def _with_parameters(doc: str, options: type) -> str:
     "The docstring with a paragraph for each option, at the end of its section Parameters."
     lines = []
@@ -121,14 +121,14 @@ def _collections() -> tuple[type, ...]:
 
     return list, tuple, set, np.ndarray, pd.Series, pd.Index
 
-
+# %% ../../nbs/core/20_options.ipynb #50546275
 def _is_bool(value) -> bool:
     "A truth value of Python or of numpy."
     import numpy as np
 
     return isinstance(value, (bool, np.bool_))
 
-
+# %% ../../nbs/core/20_options.ipynb #2dab7649
 def _fits(value, kind) -> bool:
     "Is a value of the type that an annotation (without alternatives) asks for?"
     arguments = get_args(kind)
@@ -180,7 +180,7 @@ def documented(options: type) -> type:
     options.__doc__ = _with_parameters(inspect.cleandoc(options.__doc__), options)
     return options
 
-
+# %% ../../nbs/core/20_options.ipynb #5d2fe1c8
 def check_fields(options) -> None:
     "Refuse values of another type than a dataclass declares. Raises `GpovaeError`."
     import pandas as pd  # an annotation that is a text may name it
@@ -195,11 +195,11 @@ class _Spelling(NamedTuple):
     pattern: str  # regular expression of the text in lower case
     read: Callable[[str], Any]
 
-
+# %% ../../nbs/core/20_options.ipynb #f84a830f
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split("x")))
 
-
+# %% ../../nbs/core/20_options.ipynb #a68ecee5
 _SPELLINGS = {
     bool: _Spelling("true or false", "true|false", lambda text: text == "true"),
     int: _Spelling("a whole number from 1 up", r"[1-9]\d*", int),

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
+
 from .errors import GpovaeError
 
 # %% ../../nbs/core/40_provenance.ipynb #7ac4e995
@@ -47,7 +48,7 @@ def _abandoned(folder: Path) -> Iterator[Path]:
         if process.isdigit() and not psutil.pid_exists(int(process)):
             yield path
 
-
+# %% ../../nbs/core/40_provenance.ipynb #6433021d
 def _remove_abandoned(folder: Path) -> None:
     for path in _abandoned(folder):
         shutil.rmtree(path, ignore_errors=True)
@@ -86,13 +87,13 @@ def _undo(folder: Path, temporary: Path, created: list[Path]) -> None:
         if not any(path.iterdir()):
             path.rmdir()
 
-
+# %% ../../nbs/core/40_provenance.ipynb #388d0059
 def _cannot_begin(folder: Path, content: str, error: OSError) -> str:
     is_full = _disk_error(error) == os.strerror(errno.ENOSPC)
     remedy = "Make room there, or choose" if is_full else "Choose"
     return f"Cannot write {content} to {str(folder)!r}: {error.strerror}. {remedy} another place."
 
-
+# %% ../../nbs/core/40_provenance.ipynb #70a19e58
 def _cannot_finish(folder: Path, content: str, words: str) -> str:
     return (
         f"Cannot write {content} to {str(folder)!r}: {words}. Make room there, or choose"
@@ -170,7 +171,7 @@ def storable(settings: dict) -> dict:
     "Settings as numbers and text; None becomes an empty text, several names a list in one."
     return {name: _plain(value) for name, value in settings.items()}
 
-
+# %% ../../nbs/core/40_provenance.ipynb #eb993cc3
 def _plain(value):
     if value is None:
         return ""

@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 from gpovae.data.labels import (
     CONTROL,
@@ -30,7 +31,7 @@ def _with_plus(label: str, n_targets: float) -> str:
     names_all = label.count("_") + 1 == n_targets > 1
     return label.replace("_", "+") if names_all and not _VECTOR.search(label) else label
 
-
+# %% ../../nbs/data/34_annotations.ipynb #1525981b
 def _join_pairs(labels: pd.Series, nperts: pd.Series) -> pd.Series:
     "Labels of scPerturb with `+` in place of `_`, where its column `nperts` says so."
     n_targets = pd.to_numeric(nperts.astype(object), errors="coerce")
@@ -42,7 +43,7 @@ def _is_unlabelled(labels: pd.Series) -> np.ndarray:
     text = labels.astype(str).str.strip()
     return (labels.isna() | text.isin(["", "nan", "<NA>"])).to_numpy()
 
-
+# %% ../../nbs/data/34_annotations.ipynb #daae8b4d
 def _check_labelled(labels: pd.Series, column: str) -> None:
     missing = _is_unlabelled(labels)
     if missing.any():
@@ -51,7 +52,7 @@ def _check_labelled(labels: pd.Series, column: str) -> None:
             f" {labels.index[missing][0]!r}. Drop them: drop_unlabelled=True (--drop-unlabelled)."
         )
 
-
+# %% ../../nbs/data/34_annotations.ipynb #8fb0f143
 def _with_symbols(label: str, by_id: dict[str, str]) -> str:
     "A canonical label, its Ensembl ids replaced by names of genes."
     genes = [by_id.get(t, by_id.get(t.split(".")[0], t)) for t in targets(label)]

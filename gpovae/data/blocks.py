@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse as sp
+
 from ..core.errors import GpovaeError
 
 # %% ../../nbs/data/10_blocks.ipynb #8a34031e

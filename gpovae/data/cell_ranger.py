@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
 from ..core.errors import GpovaeError
 from .blocks import block_rows
 from .labels import CONTROL, canonical
@@ -53,7 +54,7 @@ def _gene_at_start(name: str, genes) -> str:
     stems = [name[: match.start()] for match in re.finditer("[-_]|$", name)]
     return next((stem for stem in reversed(stems) if stem in genes), stems[0])
 
-
+# %% ../../nbs/data/23_cell_ranger.ipynb #85f7f7ee
 def _target(name: str, stated: str, genes) -> str:
     "Label of a guide, from its name and the target that the file states (perhaps empty)."
     if canonical(name) == CONTROL:
@@ -147,7 +148,7 @@ def _blocks_of_hdf5(group: h5py.Group, width: int) -> Callable[[], Iterator[sp.c
 
     return blocks
 
-
+# %% ../../nbs/data/23_cell_ranger.ipynb #81ebef6d
 def _hdf5_group(file: h5py.File) -> h5py.Group:
     if "matrix" in file:
         return file["matrix"]
@@ -201,7 +202,7 @@ class _Matrix(NamedTuple):
     columns: int  # barcodes
     entries: int
 
-
+# %% ../../nbs/data/23_cell_ranger.ipynb #ba0f71d7
 def _read_head(path: Path) -> _Matrix:
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as f:
         skip = 1

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import anndata as ad
 import pandas as pd
+
 from ..core.errors import GpovaeError
 from ..core.provenance import complete
 from .download import Dataset, File, fetch, paths
@@ -42,7 +43,7 @@ def schraivogel2020(progress: bool = True) -> ad.AnnData:
     "TAP-seq of K562 (Schraivogel et al., Nat Methods 2020): 20,994 cells x 72 genes, 14 targets."
     return tap_seq(*fetch(REGISTRY["schraivogel2020"], progress))
 
-
+# %% ../../nbs/data/45_datasets.ipynb #ea84d61d
 _CRISPAT = (
     "https://raw.githubusercontent.com/velten-group/crispat/"
     "a9372b9cf9b82b7409cc3be4d192056ae57a2673/example_data/Schraivogel/"
@@ -79,12 +80,12 @@ def mcfaline2023(progress: bool = True) -> ad.AnnData:
     "Kinases in glioblastoma (McFaline-Figueroa et al., Cell Genomics 2024): 2,586 cells."
     return perturbench(path("mcfaline2023", progress), "mcfaline23")
 
-
+# %% ../../nbs/data/45_datasets.ipynb #ee7a303c
 def norman2019_small(progress: bool = True) -> ad.AnnData:
     "CRISPRa of singles and pairs in K562 (Norman et al., Science 2019): 3,375 cells."
     return perturbench(path("norman2019_small", progress), "norman19")
 
-
+# %% ../../nbs/data/45_datasets.ipynb #e1b71216
 _DEVEL = File(
     "devel.h5ad",
     "https://raw.githubusercontent.com/altoslabs/perturbench/"
@@ -125,17 +126,17 @@ def adamson2016(progress: bool = True) -> ad.AnnData:
     "Unfolded protein response in K562 (Adamson et al., Cell 2016), 90 genes, counts on disk."
     return _on_disk("adamson2016", progress)
 
-
+# %% ../../nbs/data/45_datasets.ipynb #b2d38e54
 def norman2019(progress: bool = True) -> ad.AnnData:
     "CRISPRa of 105 genes and 131 pairs in K562 (Norman et al., Science 2019), counts on disk."
     return _on_disk("norman2019", progress)
 
-
+# %% ../../nbs/data/45_datasets.ipynb #3b4dc585
 def replogle2022_k562(progress: bool = True) -> ad.AnnData:
     "2,057 essential genes in K562, day 6 (Replogle et al., Cell 2022), counts on disk."
     return _on_disk("replogle2022_k562", progress)
 
-
+# %% ../../nbs/data/45_datasets.ipynb #bf766d01
 def replogle2022_rpe1(progress: bool = True) -> ad.AnnData:
     "2,393 essential genes in RPE1 (Replogle et al., Cell 2022), counts on disk."
     return _on_disk("replogle2022_rpe1", progress)
@@ -210,7 +211,7 @@ def entry(name: str) -> Dataset:
     suggestion = f" Did you mean {' or '.join(near)}?" if near else ""
     raise GpovaeError(f"There is no screen {name!r}.{suggestion} Known: {', '.join(REGISTRY)}.")
 
-
+# %% ../../nbs/data/45_datasets.ipynb #952def10
 def path(name: str, progress: bool = True) -> Path:
     "Where the file of a screen with one file lies; fetched if it is not there."
     dataset = entry(name)
@@ -235,7 +236,7 @@ def _row(dataset: Dataset) -> dict:
         upstream=dataset.upstream,
     )
 
-
+# %% ../../nbs/data/45_datasets.ipynb #2c66905e
 def available() -> pd.DataFrame:
     """The screens that have a name.
 
@@ -248,7 +249,7 @@ def available() -> pd.DataFrame:
     table = pd.DataFrame([_row(d) for d in REGISTRY.values()], index=list(REGISTRY))
     return table.astype(dict(cells="Int64", genes="Int64", perturbations="Int64"))
 
-
+# %% ../../nbs/data/45_datasets.ipynb #b92a0795
 def prepare_arguments(name: str) -> dict:
     """Arguments of `gpovae.prepare` that suit a screen.
 

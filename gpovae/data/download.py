@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pooch
 import requests
+
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..core.provenance import complete
@@ -32,7 +33,7 @@ class File(NamedTuple):
     checksum: str
     megabytes: float = 0
 
-
+# %% ../../nbs/data/42_download.ipynb #fadf2eca
 @dataclass(frozen=True)
 class Dataset:
     "What is known about a screen before it is opened."
@@ -55,7 +56,7 @@ def data_folder() -> Path:
     "$GPOVAE_DATA, or the user's cache folder."
     return Path(os.environ.get("GPOVAE_DATA") or pooch.os_cache("gpovae"))
 
-
+# %% ../../nbs/data/42_download.ipynb #be90f61c
 def paths(dataset: Dataset) -> list[Path]:
     "Where the files of a dataset lie, or will lie: `<data folder>/<folder>/<name>`."
     return [data_folder() / dataset.folder / f.name for f in dataset.files]
@@ -107,7 +108,7 @@ def _continues(response, have: int) -> bool:
     span = response.headers.get("Content-Range", "")
     return span.startswith(f"bytes {have}-") or span == f"bytes */{have}"
 
-
+# %% ../../nbs/data/42_download.ipynb #274ba608
 def _refuse(response) -> None:
     "`OSError` for anything but a file."
     response.raise_for_status()
@@ -163,7 +164,7 @@ def _check(file: File, path: Path) -> None:
         with complete(note.parent, note.name) as tmp:
             (tmp / note.name).write_text(" ".join([expected, *current_stamp]))
 
-
+# %% ../../nbs/data/42_download.ipynb #cd88873d
 def _compare(path: Path, expected: str) -> None:
     algorithm, digest = expected.split(":")
     computed = pooch.file_hash(str(path), alg=algorithm)
@@ -190,7 +191,7 @@ def _download(file: File, path: Path, progress: bool) -> None:
     if expected != file.checksum:
         _check(file, path)
 
-
+# %% ../../nbs/data/42_download.ipynb #9df6fdd9
 def _failure(file: File, path: Path, expected: str, error: Exception) -> GpovaeError:
     "What went wrong, what is kept, and what to do without network."
     partial = path.with_name(path.name + ".part")

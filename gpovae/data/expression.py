@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import scipy.sparse as sp
+
 from .blocks import block_rows, blocks, dense
 from .screen import Screen
 from .stream import by_cell
@@ -61,7 +62,7 @@ class _Rows(NamedTuple):
     indices: np.ndarray
     data: np.ndarray
 
-
+# %% ../../nbs/data/20_expression.ipynb #71884f64
 @numba.njit(nogil=True, cache=True)
 def _add(counts, scale, groups, total, square):
     "Add s x / l and its square to the sums of the groups of each cell."
@@ -77,7 +78,7 @@ def _add(counts, scale, groups, total, square):
 def _rows(X: sp.csr_matrix) -> _Rows:
     return _Rows(X.indptr, X.indices, X.data)
 
-
+# %% ../../nbs/data/20_expression.ipynb #4f55549b
 def _membership(groups, n_cells: int) -> sp.csr_matrix:
     "(cells, groups) bool: which cells belong to which group."
     cells = np.concatenate(groups)

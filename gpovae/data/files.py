@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..core.provenance import room
@@ -103,7 +104,7 @@ def _check_exists(path: Path) -> None:
     if not path.exists():
         raise GpovaeError(f"There is no file {str(path)!r}.")
 
-
+# %% ../../nbs/data/25_files.ipynb #2c27b2e4
 def _check_by_cell(X, f, layer: str, path: Path) -> None:
     is_csr = isinstance(X, h5py.Group) and X.attrs.get("encoding-type") == "csr_matrix"
     if not (is_csr and "obs" in f):

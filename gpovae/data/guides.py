@@ -12,6 +12,7 @@ from typing import NamedTuple
 import anndata as ad
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 from .labels import CONTROL, targets
 from .responses import fold_changes
@@ -41,7 +42,7 @@ class _Guides(NamedTuple):
     labels: np.ndarray
     guides: np.ndarray
 
-
+# %% ../../nbs/data/78_guides.ipynb #75b36e00
 def _agreement(screen: Screen, cells: _Guides) -> pd.Series:
     "Weighted mean correlation of lfc / se between the guides of each label."
     position = screen.nodes["position"]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse as sp
+
 from ..core.errors import GpovaeError
 
 # %% ../../nbs/data/38_kinetics.ipynb #4d602433
@@ -104,7 +105,7 @@ def _into(values, target, n) -> sp.csr_matrix:
     edges = np.arange(len(target))
     return sp.csr_matrix((values.astype(np.float32), (target, edges)), shape=(n, len(target)))
 
-
+# %% ../../nbs/data/38_kinetics.ipynb #ff348825
 def saturating(W: np.ndarray) -> Response:
     "Log fold change at the steady state of a product of Hill functions and linear decay."
     source, target = np.nonzero(W)

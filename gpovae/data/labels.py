@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import anndata as ad
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 
 # %% ../../nbs/data/05_labels.ipynb #1ca239e6
@@ -89,7 +90,7 @@ def perhaps_controls(labels: Iterable[str]) -> list[str]:
     "Labels that contain a word for control."
     return [label for label in labels if _PERHAPS_CONTROL.search(label)]
 
-
+# %% ../../nbs/data/05_labels.ipynb #18ff3c55
 def numbered_controls(labels: Iterable[str], control: str | None) -> tuple[str, list[str]]:
     "The user's control without the number behind it, and the labels that differ by it only."
     stem = re.sub(r"[-_ ]?\d+$", "", str(control or ""))
@@ -173,7 +174,7 @@ def _symbols(var: pd.DataFrame, column: str | None) -> pd.Series:
     text = var[column].astype(str)
     return pd.Series(np.where(var[column].isna() | (text == ""), index, text), index)
 
-
+# %% ../../nbs/data/05_labels.ipynb #02c41f82
 def _ensembl_ids(var: pd.DataFrame) -> Iterable[str]:
     "The index or the first column that holds Ensembl ids; nothing where none does."
     for column in [None, *var.columns]:

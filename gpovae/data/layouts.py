@@ -19,6 +19,7 @@ import anndata as ad
 import h5py
 import pandas as pd
 import zarr
+
 from ..core.errors import GpovaeError
 from .cell_ranger import open_folder, open_hdf5
 from .reorder import Source, by_columns, by_rows
@@ -74,7 +75,7 @@ def _read_text(path) -> pd.DataFrame:
     table = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, na_values=[""])
     return table.set_index(table.columns[0])
 
-
+# %% ../../nbs/data/24_layouts.ipynb #5e117650
 def _join(obs: pd.DataFrame, table: pd.DataFrame | None) -> pd.DataFrame:
     "Annotations of the file, and those of the user's table, which win."
     if table is None:

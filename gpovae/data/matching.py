@@ -14,6 +14,8 @@ from typing import NamedTuple
 import anndata as ad
 import numpy as np
 import ot
+from sklearn.decomposition import PCA
+
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from .blocks import block_rows
@@ -22,7 +24,6 @@ from .labels import targets
 from .responses import strata
 from .screen import SPLITS, Key, Screen
 from .steps import step
-from sklearn.decomposition import PCA
 
 # %% ../../nbs/data/75_matching.ipynb #cff4cbfc
 def _cost(X, Y):
@@ -290,7 +291,7 @@ def _match_all(features, todo, rho, n_matches, progress):
             shown.update(len(load))
     return match, numbers
 
-
+# %% ../../nbs/data/75_matching.ipynb #afa2c30b
 def _assert_valid(screen, match):
     "Every perturbed cell, and no other, has controls of its split."
     matched = match[:, 0] >= 0

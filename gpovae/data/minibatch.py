@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
+from torch.utils.data import Dataset, RandomSampler, SequentialSampler
+
 from ..core.errors import GpovaeError
 from .blocks import dense
 from .expression import log_normalised
@@ -22,7 +24,6 @@ from .labels import CONTROL
 from .partners import mean_shares, median_profiles, stacked
 from .screen import Key, Screen
 from .stream import DiskRows, ahead, by_cell, dense_pieces, windows
-from torch.utils.data import Dataset, RandomSampler, SequentialSampler
 
 # %% ../../nbs/data/95_minibatch.ipynb #316f3c2e
 class GlobalBatch(NamedTuple):
@@ -34,7 +35,7 @@ class GlobalBatch(NamedTuple):
     start: int  # position of this process's first cell
     parts: int  # number of processes
 
-
+# %% ../../nbs/data/95_minibatch.ipynb #00bf5727
 class Batch(NamedTuple):
     "B cells. Perturbations are numbered as in `Cells.labels`; -1 is control."
 
@@ -61,7 +62,7 @@ def _check_split(screen: Screen, split: str) -> np.ndarray:
         )
     return rows
 
-
+# %% ../../nbs/data/95_minibatch.ipynb #a0b960d3
 def _check_memory(X) -> None:
     "Refuse published partners of counts on disk."
     if isinstance(X, DiskRows):
@@ -82,7 +83,7 @@ def _perturbation_numbers(names, labels: list[str], split) -> np.ndarray:
         )
     return np.array([number[n] for n in names])
 
-
+# %% ../../nbs/data/95_minibatch.ipynb #5ebfef74
 def _lane_numbers(names, lanes: list[str]) -> np.ndarray:
     "(cells,) number of each cell's experimental batch."
     number = {b: i for i, b in enumerate(lanes)}
@@ -136,7 +137,7 @@ def _mean_partner(self: Cells, seed):
     self.paired = np.bincount(pool, minlength=n)[pool ^ 1] > 0
     return lambda i: shares()[pool[i] ^ 1] * self.library[i, None]
 
-
+# %% ../../nbs/data/95_minibatch.ipynb #0e2d1199
 @patch
 def _median_partner(self: Cells, seed):
     "A function: positions -> (cells, genes) published partners."
@@ -163,7 +164,7 @@ def _matched(self: Cells):
         )
     return np.asarray(self.screen.adata.obsm[Key.match])[self.rows, 0]
 
-
+# %% ../../nbs/data/95_minibatch.ipynb #1f70825f
 @patch
 def _shift(self: Cells, i):
     "(cells, nodes) |log expression - that of the matched control|; 0 without one."
@@ -181,7 +182,7 @@ def _shift(self: Cells, i):
 def _fail(cells, i):
     return torch.from_numpy(cells.fail[i].astype(np.float32))
 
-
+# %% ../../nbs/data/95_minibatch.ipynb #4fba5f59
 @patch
 def _batch(self: Cells, i, x) -> Batch:
     "The batch of the cells at positions i, whose counts are x."
@@ -198,7 +199,7 @@ def _batch(self: Cells, i, x) -> Batch:
         row=torch.from_numpy(self.rows[i]),
     )
 
-
+# %% ../../nbs/data/95_minibatch.ipynb #265a2d1e
 @patch
 def __getitem__(self: Cells, i) -> Batch:
     i = np.asarray(i)

@@ -10,12 +10,13 @@ __all__ = ['graph_nodes']
 import anndata as ad
 import numpy as np
 import pandas as pd
+from scipy.stats import false_discovery_control
+
 from ..core.errors import GpovaeError
 from .rank_sum import rank_sum_test
 from .responses import fold_changes
 from .screen import Key, Screen
 from .steps import step
-from scipy.stats import false_discovery_control
 
 # %% ../../nbs/data/70_nodes.ipynb #ef3ee5df
 def _responders(screen: Screen, min_lfc: float, alpha: float, progress: bool) -> pd.Series:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import scipy.sparse as sp
+
 from .blocks import blocks, dense
 
 # %% ../../nbs/data/93_partners.ipynb #5b274043
@@ -66,7 +67,7 @@ class _Pool(NamedTuple):
     bits: np.ndarray  # (blocks,) number of weights
     place: np.ndarray  # (genes,) where a gene lies among the genes of all blocks
 
-
+# %% ../../nbs/data/93_partners.ipynb #d7c6f5c9
 def _sorted_pool(counts: np.ndarray) -> _Pool:
     n_cells, n_genes = counts.shape
     largest = counts.max(0)

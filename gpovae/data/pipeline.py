@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import anndata as ad
 import numpy as np
 import pandas as pd
+
 from ..core.progress import Bar
 from ..core.provenance import digest, storable, versions
 from .annotations import chosen_cells
@@ -82,7 +83,7 @@ def _summary(options: PrepareOptions) -> pd.DataFrame | None:
         return None
     return read_summary(options.strong, options.sheet)
 
-
+# %% ../../nbs/data/86_pipeline.ipynb #6f252eef
 def _strong_name(options: PrepareOptions):
     "The setting `strong`, a table by its hash."
     strong = options.strong
@@ -158,11 +159,11 @@ def is_result(key) -> bool:
     "Is this annotation ours to replace? (Not the truth of a simulation.)"
     return key == Key.latent or (str(key).startswith("gpovae_") and key != Key.truth)
 
-
+# %% ../../nbs/data/86_pipeline.ipynb #96dde6c3
 def results_of(held) -> dict:
     return {k: v for k, v in held.items() if is_result(k)}
 
-
+# %% ../../nbs/data/86_pipeline.ipynb #a1a1a155
 def workspace(adata: ad.AnnData) -> ad.AnnData:
     "An AnnData that shares the counts of `adata` and copies its annotations."
     return ad.AnnData(
@@ -191,7 +192,7 @@ def _signatures(adata: ad.AnnData) -> dict:
     record = adata.uns.get(Key.prepare, {})
     return {name: (r.get("reads"), r.get("wrote")) for name, r in record.items()}
 
-
+# %% ../../nbs/data/86_pipeline.ipynb #61e01510
 def carry_over(work: ad.AnnData, adata: ad.AnnData) -> None:
     "Write the results of `work` into `adata`; cells that were left out leave it, too."
     changed = _signatures(work) != _signatures(adata)
@@ -211,7 +212,7 @@ def note_source(work: ad.AnnData, keep: np.ndarray, parameters: dict) -> None:
     )
     work.uns[Key.prepare] |= dict(source=record)
 
-
+# %% ../../nbs/data/86_pipeline.ipynb #bd8fd61f
 def parameters_of(options: PrepareOptions) -> dict:
     "All settings as a file can hold them."
     return storable(vars(options) | dict(strong=_strong_name(options)))

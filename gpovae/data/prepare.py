@@ -19,9 +19,11 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 from ..core.options import takes
 from ..core.provenance import complete, storable, versions
+from . import datasets
 from .annotations import read_labels
 from .blocks import blocks
 from .files import open_screen, read_annotations, write_annotations, write_screen
@@ -42,17 +44,15 @@ from .reorder import Source
 from .screen import Key, Screen, check_anndata
 from .steps import STEPS
 
-from . import datasets
-
 # %% ../../nbs/data/87_prepare.ipynb #0d0b0008
 def _subset(work: ad.AnnData, keep: np.ndarray) -> ad.AnnData:
     return work[keep].copy()
 
-
+# %% ../../nbs/data/87_prepare.ipynb #74fd158d
 def _nothing(work: ad.AnnData) -> None:
     "In memory nothing is stored between the steps."
 
-
+# %% ../../nbs/data/87_prepare.ipynb #b1a2f3e7
 def _check_in_memory(adata: ad.AnnData) -> None:
     if adata.isbacked:
         raise GpovaeError(
@@ -198,7 +198,7 @@ def _state(path: Path) -> dict:
         modified=max((f.stat().st_mtime_ns for f in files), default=0),
     )
 
-
+# %% ../../nbs/data/87_prepare.ipynb #2d31e4e4
 def _request(job: _FileJob) -> dict:
     "All that decides the result: settings, and the state of every file that is read."
     request = parameters_of(job.options) | dict(cells=job.cells, screen=job.name)
@@ -216,7 +216,7 @@ def _request_of(adata: ad.AnnData) -> dict:
     same_versions = dict(record.get("versions", {})) == versions()
     return storable(record["parameters"]) if same_versions else {}
 
-
+# %% ../../nbs/data/87_prepare.ipynb #4a0614fa
 def _made_from(target: Path) -> dict:
     try:
         return _request_of(open_screen(target))
@@ -235,7 +235,7 @@ def _store_results(path: Path, work: ad.AnnData) -> None:
     with complete(path.parent, "the results so far") as folder:
         write_annotations(folder / path.name, results)
 
-
+# %% ../../nbs/data/87_prepare.ipynb #ef026976
 def _stored_results(path: Path, request: dict) -> ad.AnnData | None:
     "Results of an interrupted preparation with this request, if there are any."
     try:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
+
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from .blocks import block_rows, blocks

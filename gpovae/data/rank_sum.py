@@ -13,12 +13,13 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import scipy.sparse as sp
+from scipy.stats import norm
+
 from ..core.progress import Bar
 from .blocks import BLOCK, blocks
 from .labels import CONTROL
 from .responses import strata
 from .screen import Screen
-from scipy.stats import norm
 
 # %% ../../nbs/data/65_rank_sum.ipynb #f1010a32
 class _Stratum(NamedTuple):
@@ -28,7 +29,7 @@ class _Stratum(NamedTuple):
     n_perturbed: np.ndarray  # (R,) cells of each perturbation
     n_control: int
 
-
+# %% ../../nbs/data/65_rank_sum.ipynb #aa54a3eb
 class _Statistic(NamedTuple):
     "Summed over strata."
 
@@ -41,7 +42,7 @@ def _tied(t):
     "What t tied cells take from the variance."
     return t * t * t - t
 
-
+# %% ../../nbs/data/65_rank_sum.ipynb #7aca2084
 @numba.njit(nogil=True, cache=True)
 def _compare(values, control, n_silent, ties):
     """Wins of the positive values of one perturbation, and ties with what they add.
@@ -75,7 +76,7 @@ def _ties_within(control):
         i = j
     return ties
 
-
+# %% ../../nbs/data/65_rank_sum.ipynb #49860b46
 @numba.njit(nogil=True, cache=True)
 def _sorted_groups(values, label):
     "Values and labels of perturbed cells: by label, and by value within a label."
@@ -120,7 +121,7 @@ class _Csc(NamedTuple):
     indices: np.ndarray  # positions among the cells of the stratum
     data: np.ndarray
 
-
+# %% ../../nbs/data/65_rank_sum.ipynb #b702bbaa
 @numba.njit(nogil=True, parallel=True, cache=True)
 def _add_genes(x, library, stratum, excess, variance):
     "Add genes side by side; counts are divided by `library` (cells,)."

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
 from ..core.errors import GpovaeError
 from .blocks import blocks
 

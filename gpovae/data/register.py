@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import anndata as ad
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 from ..core.provenance import fingerprint, storable, versions
 from .annotations import chosen_cells, read_labels
@@ -32,7 +33,7 @@ def _size_factor_genes(genes: pd.Index, exclude) -> np.ndarray:
         )
     return ~genes.isin(list(exclude))
 
-
+# %% ../../nbs/data/35_register.ipynb #e143865c
 def _choose_layer(adata: ad.AnnData, layer: str | None) -> str | None:
     "The layer with raw counts; None means X."
     if layer is not None and layer not in adata.layers:

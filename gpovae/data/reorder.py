@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
 from ..core.provenance import room
 from .blocks import as_csr, block_rows
 

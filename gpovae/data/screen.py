@@ -11,6 +11,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+
 from ..core.errors import GpovaeError
 from ..core.provenance import fingerprint
 from .labels import CONTROL
@@ -46,7 +47,7 @@ class Key:
     truth = "gpovae_truth"  # of a simulated screen, the answer
     network = "gpovae_network"  # edges that a trained model found
 
-
+# %% ../../nbs/data/15_screen.ipynb #5628e5d4
 SPLITS = ("train", "validation", "test")
 
 # %% ../../nbs/data/15_screen.ipynb #ec6de5a7
@@ -58,7 +59,7 @@ def check_anndata(adata) -> None:
             " anndata.read_h5ad(path)."
         )
 
-
+# %% ../../nbs/data/15_screen.ipynb #4fabbe65
 def _update_keys(adata: ad.AnnData) -> None:
     "Bring the names under which 0.1.0 stored its results up to date, in place."
     if "gpovae_shifts" in adata.uns:
@@ -99,7 +100,7 @@ def counts(self: Screen):
     layer = self.adata.uns[Key.screen]["layer"]
     return self.adata.layers[layer] if layer else self.adata.X
 
-
+# %% ../../nbs/data/15_screen.ipynb #215f43ac
 @patch(as_prop=True)
 def genes(self: Screen) -> pd.Index:
     "Names of the genes, in the order of the columns."
@@ -108,7 +109,7 @@ def genes(self: Screen) -> pd.Index:
         return self.adata.var_names
     return pd.Index(self.adata.var[Key.gene].astype(str), name=None)
 
-
+# %% ../../nbs/data/15_screen.ipynb #97cc4810
 @patch(as_prop=True)
 def size_factor(self: Screen) -> np.ndarray:
     "(genes,) bool, which count towards the library size."
@@ -139,7 +140,7 @@ def _obs(self: Screen, key: str, step: str) -> np.ndarray:
         raise GpovaeError(f"obs[{key!r}] is missing. Run gpovae.prepare(adata), or {step} alone.")
     return self.adata.obs[key].to_numpy()
 
-
+# %% ../../nbs/data/15_screen.ipynb #c39ed66d
 @patch
 def _text(self: Screen, key: str, step: str) -> np.ndarray:
     "A column of text; categories become text once, not cell by cell."
@@ -154,19 +155,19 @@ def labels(self: Screen) -> np.ndarray:
     "(cells,) canonical label: control, a target, or targets joined by +."
     return self._text(Key.perturbation, "register")
 
-
+# %% ../../nbs/data/15_screen.ipynb #e955a697
 @patch(as_prop=True)
 def is_control(self: Screen) -> np.ndarray:
     "(cells,) bool."
     return self.labels == CONTROL
 
-
+# %% ../../nbs/data/15_screen.ipynb #e74735f1
 @patch(as_prop=True)
 def batch(self: Screen) -> np.ndarray:
     "(cells,) gem group or cell line, as text."
     return self._text(Key.batch, "register")
 
-
+# %% ../../nbs/data/15_screen.ipynb #c7a14760
 @patch(as_prop=True)
 def library_size(self: Screen) -> np.ndarray:
     "(cells,) float32, l: counts summed over the size-factor genes."
@@ -184,7 +185,7 @@ def fail(self: Screen) -> np.ndarray:
         )
     return fail.astype(bool)
 
-
+# %% ../../nbs/data/15_screen.ipynb #b38b4d71
 @patch(as_prop=True)
 def split(self: Screen) -> np.ndarray:
     "(cells,) train, validation or test."
@@ -224,7 +225,7 @@ def perturbations(self: Screen) -> list[str]:
     "Canonical labels other than control, sorted."
     return sorted(set(self.labels.tolist()) - {CONTROL})
 
-
+# %% ../../nbs/data/15_screen.ipynb #693e59a3
 @patch(as_prop=True)
 def targets(self: Screen) -> list[str]:
     "Genes targeted by any perturbation, sorted; a combination counts for each of its genes."
@@ -257,7 +258,7 @@ def same_cells(self: Screen) -> bool:
     """
     return self.adata.uns[Key.screen]["cells"] == fingerprint(self.adata.obs_names)
 
-
+# %% ../../nbs/data/15_screen.ipynb #40c959c5
 @patch(as_prop=True)
 def identity(self: Screen) -> str:
     "Hash of labels, batches, genes and total counts, which differs between two screens."

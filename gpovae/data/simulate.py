@@ -16,6 +16,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
 from ..core.errors import GpovaeError
 from ..core.options import option, takes
 from .files import open_screen, write_annotations, write_screen

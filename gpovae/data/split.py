@@ -10,6 +10,7 @@ __all__ = ['hold_out', 'split_cells']
 import anndata as ad
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 from .labels import targets
 from .screen import SPLITS, Key, Screen
@@ -37,7 +38,7 @@ def _drawn(share: float, perturbations: list[str], seed: int) -> list[str]:
     n = max(1, round(share * len(perturbations)))
     return np.random.default_rng(seed).choice(perturbations, n, replace=False)
 
-
+# %% ../../nbs/data/55_split.ipynb #86ab7724
 def _with_combinations(held_out, perturbations: list[str]) -> list[str]:
     "What leaves with these perturbations; `GpovaeError` for unknown ones, or for all."
     if unknown := sorted(set(held_out) - set(perturbations)):

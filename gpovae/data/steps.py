@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable
 
 import anndata as ad
+
 from ..core.provenance import digest, storable, versions
 from .screen import Key, Screen
 
@@ -42,12 +43,12 @@ def _hash_result(adata: ad.AnnData, name: str) -> str:
     results = getattr(adata, attribute)
     return digest(results[key]) if key in results else ""
 
-
+# %% ../../nbs/data/30_steps.ipynb #37d1a933
 def _hash_input(adata: ad.AnnData, name: str) -> str:
     "Hash of the screen and of the results that a step reads."
     return digest([Screen(adata).identity, *(_hash_result(adata, s) for s in READS[name])])
 
-
+# %% ../../nbs/data/30_steps.ipynb #71d1ee0a
 def _is_unchanged(adata: ad.AnnData, name: str) -> bool:
     "Are what a step reads and what it wrote as they were when it ran?"
     record = adata.uns[Key.prepare][name]
@@ -89,7 +90,7 @@ def _has_run(adata: ad.AnnData, name: str, parameters: dict) -> bool:
         return False
     return dict(record["versions"]) == versions() and _is_unchanged(adata, name)
 
-
+# %% ../../nbs/data/30_steps.ipynb #3c81d5c8
 def _write_record(adata: ad.AnnData, name: str, parameters: dict, result: dict) -> None:
     record = dict(result=result, parameters=parameters, versions=versions())
     adata.uns[Key.prepare] = dict(adata.uns.get(Key.prepare, {})) | {name: record}

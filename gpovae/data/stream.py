@@ -17,6 +17,7 @@ import numba
 import numpy as np
 import scipy.sparse as sp
 from fastcore.basics import patch
+
 from ..core.errors import GpovaeError
 
 # %% ../../nbs/data/12_stream.ipynb #c171591a
@@ -30,7 +31,7 @@ class _Entries(NamedTuple):
     counts: np.ndarray
     genes: np.ndarray
 
-
+# %% ../../nbs/data/12_stream.ipynb #8f45b148
 @numba.njit(nogil=True, cache=True)
 def _copy_rows(block, begin, length, target, begin_there):
     "Copy the stretches of some cells from a block to their places."
@@ -47,7 +48,7 @@ def _check_order(X, file) -> None:
             f" Copy it first: gpovae prepare {file} prepared.h5ad."
         )
 
-
+# %% ../../nbs/data/12_stream.ipynb #e2f3f14f
 def _belong_together(group, indptr: np.ndarray, n_cells: int) -> bool:
     "Do the three arrays of a CSR matrix describe so many cells?"
     if len(indptr) != n_cells + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any():

@@ -10,6 +10,7 @@ __all__ = ['strong_rows', 'strong_cells']
 import anndata as ad
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 from .blocks import blocks, dense
 from .labels import CONTROL, gene_names, targets
@@ -117,7 +118,7 @@ def _best_row(summary: pd.DataFrame) -> pd.DataFrame:
     )
     return order.drop_duplicates("label").set_index("label")
 
-
+# %% ../../nbs/data/83_strong.ipynb #0b4ab3bd
 def _by_table(screen: Screen, summary: pd.DataFrame) -> pd.DataFrame:
     "What the table says of each perturbation of the screen."
     rows = _best_row(summary.dropna(subset="label"))
@@ -133,7 +134,7 @@ def _by_table(screen: Screen, summary: pd.DataFrame) -> pd.DataFrame:
 def _strong_labels(table: pd.DataFrame) -> list[str]:
     return list(table.index[table["outcome"] == "strong"])
 
-
+# %% ../../nbs/data/83_strong.ipynb #361da200
 def _check_any(table: pd.DataFrame) -> None:
     "Refuse a rule that leaves nothing."
     if not _strong_labels(table):

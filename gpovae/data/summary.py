@@ -13,13 +13,14 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+from scipy.stats import false_discovery_control
+
 from ..core.errors import GpovaeError
 from .labels import CONTROL, canonical
 from .rank_sum import rank_sum_test
 from .responses import fold_changes
 from .screen import Screen
 from .verdict import own_target
-from scipy.stats import false_discovery_control
 
 # %% ../../nbs/data/82_summary.ipynb #7a6392be
 COLUMNS = dict(  # ours: Replogle's

@@ -13,6 +13,10 @@ from typing import NamedTuple
 import anndata as ad
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import cdist, pdist
+from scipy.stats import t as student
+from sklearn.metrics import euclidean_distances
+
 from .blocks import block_rows
 from .expression import log_normalised
 from .guides import LEAST_CELLS, guide_agreement
@@ -20,9 +24,6 @@ from .labels import CONTROL, targets
 from .matching import LEAST_GENES
 from .responses import Responses, strata
 from .screen import Key, Screen
-from scipy.spatial.distance import cdist, pdist
-from scipy.stats import t as student
-from sklearn.metrics import euclidean_distances
 
 # %% ../../nbs/data/80_verdict.ipynb #76ef569e
 RESPONDS = 4  # |z| of a responder
@@ -165,7 +166,7 @@ def _columns(screen: Screen) -> np.ndarray:
     measured = genes.get_indexer([t for t in screen.targets if t in genes])
     return measured if len(measured) > LEAST_GENES else np.arange(len(genes))
 
-
+# %% ../../nbs/data/80_verdict.ipynb #c6f93980
 def _read_pool(screen: Screen, rows: np.ndarray, columns: np.ndarray):
     "Log expression of the cells `rows` in the best expressed genes, and which these are."
     n_blocks = -(-len(rows) // block_rows(len(screen.genes)))
@@ -251,7 +252,7 @@ def _cell_counts(screen: Screen) -> pd.DataFrame:
     )
     return pd.DataFrame(counts)
 
-
+# %% ../../nbs/data/80_verdict.ipynb #7336b8d4
 def _energy(screen: Screen, seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     tests = {s.label: energy_test(*s[1:], rng) for s in samples(screen, seed)}

@@ -11,6 +11,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
 from ..core.errors import GpovaeError
 from ..data.labels import CONTROL, targets
 from ..data.screen import Screen
@@ -22,7 +23,7 @@ def control_mean(train_effects: pd.DataFrame) -> pd.DataFrame:
     "No effect on anything, in the form of `train_effects` (perturbations, genes)."
     return train_effects * 0.0
 
-
+# %% ../../nbs/evaluate/80_baselines.ipynb #b9702619
 def perturbed_mean(train_effects: pd.DataFrame, n: pd.Series) -> pd.DataFrame:
     "The mean of all perturbed training cells, whatever the perturbation; n counts its cells."
     return control_mean(train_effects) + shared_effect(train_effects, n)

@@ -10,6 +10,7 @@ __all__ = ['ceiling', 'share_of_way']
 import anndata as ad
 import numpy as np
 import pandas as pd
+
 from ..data.screen import Screen
 from .effects import effects_in, halves, halvings
 from .observed import observe_rows, shared_effect

@@ -10,13 +10,14 @@ __all__ = ['energy_scores', 'qc_pass']
 import anndata as ad
 import numpy as np
 import pandas as pd
+from sklearn.decomposition import PCA
+
 from ..core.progress import Bar
 from ..data.expression import log_normalised
 from ..data.labels import CONTROL
 from ..data.quality import beyond, cell_metrics
 from ..data.screen import Screen
 from ..data.verdict import energy_distance
-from sklearn.decomposition import PCA
 
 # %% ../../nbs/evaluate/40_cells.ipynb #c457d2df
 _COMPONENTS = 50

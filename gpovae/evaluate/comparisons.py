@@ -9,9 +9,10 @@ __all__ = ['compare_scores', 'strata']
 # %% ../../nbs/evaluate/30_comparisons.ipynb #58cd81a7
 import numpy as np
 import pandas as pd
+from scipy import stats
+
 from .observed import Observed
 from .response import METRIC_TABLE, METRICS, contributions, weighted
-from scipy import stats
 
 # %% ../../nbs/evaluate/30_comparisons.ipynb #0542a1b8
 def _interval(draws, n: int) -> tuple[float, float]:
@@ -82,7 +83,7 @@ def score_table(compared: pd.DataFrame) -> pd.DataFrame:
     table = compared["value"].unstack("metric").reindex(index=methods, columns=metrics)
     return table.astype(float)
 
-
+# %% ../../nbs/evaluate/30_comparisons.ipynb #50343d95
 def advantage(compared: pd.DataFrame, metric: str, method: str = "model") -> pd.DataFrame:
     "A method minus each other one in one metric: difference, from, to."
     rows = compared.xs(metric, level="metric").drop(index=method, errors="ignore")
@@ -96,7 +97,7 @@ def _effect_size(observed: Observed) -> np.ndarray:
     square = (observed.effects**2).mean(axis=1) - noise
     return np.sqrt(np.clip(square, 0, None)).to_numpy()
 
-
+# %% ../../nbs/evaluate/30_comparisons.ipynb #3d77b73f
 def _thirds(values, form: str):
     "Label and members (N,) of each third."
     third = np.searchsorted(np.quantile(values, [1 / 3, 2 / 3]), values)

@@ -13,6 +13,7 @@ import warnings
 import anndata as ad
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 from ..data.labels import gene_names
 from ..data.screen import Screen
@@ -43,7 +44,7 @@ def _complexes(table: pd.DataFrame) -> pd.DataFrame:
     table = table.drop(columns={"source", "target"} & set(table))
     return table.assign(source=sources, target=table.target_genesymbol).explode("source")
 
-
+# %% ../../nbs/evaluate/70_curated.ipynb #3aa3746e
 def _renamed_columns(table: pd.DataFrame, source: str, target: str) -> pd.DataFrame:
     table = table.drop(columns={"source", "target"} - {source, target}, errors="ignore")
     return table.rename(columns={source: "source", target: "target"})
@@ -120,7 +121,7 @@ def _symbols(path, table: pd.DataFrame, proteins) -> pd.DataFrame:
     table = table.assign(source=table.source.map(names), target=table.target.map(names))
     return table.dropna(subset=["source", "target"])
 
-
+# %% ../../nbs/evaluate/70_curated.ipynb #bb22cc03
 def _aliases(names) -> dict:
     "What a gene of the screen may be called, from whatever `read_network` takes."
     if names is None:

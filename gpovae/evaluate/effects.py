@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import anndata as ad
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 from ..data.expression import group_means
 from ..data.labels import CONTROL

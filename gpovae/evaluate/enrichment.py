@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import fisher_exact
+
 from ..core.errors import GpovaeError
 from .rankings import ranked
 from .rewiring import rewirings
-from scipy.stats import fisher_exact
 
 # %% ../../nbs/evaluate/75_enrichment.ipynb #8550132f
 @dataclass
@@ -155,7 +156,7 @@ def _agreement(sign: np.ndarray, known_sign: np.ndarray) -> dict:
 
     return dict(signed=n, sign_agreement=agreement, sign_chance=chance)
 
-
+# %% ../../nbs/evaluate/75_enrichment.ipynb #080c9c92
 def _compare(frame: _Frame, edges: pd.DataFrame, n_rewired: int, rng) -> dict:
     "Overlap of predicted pairs of a frame with the known ones."
     i = edges.i.to_numpy()

@@ -12,6 +12,7 @@ import warnings
 import anndata as ad
 import numpy as np
 import scipy.sparse as sp
+
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from .observed import in_memory, observe_cells

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
 from ..data.register import register
 from ..data.screen import Key
 from .observed import Observed, ranks
@@ -60,7 +61,7 @@ def toy_screen(
     adata.obs[Key.split] = split
     return adata
 
-
+# %% ../../nbs/evaluate/20_metrics.ipynb #f33ac89a
 def joined(first: ad.AnnData, second: ad.AnnData) -> ad.AnnData:
     "Two draws as one screen."
     whole = ad.concat([first, second], merge="same")
@@ -77,7 +78,7 @@ def jaccard(a, b, k: int) -> np.ndarray:
     # equation evaluate.metrics.1
     return shared / (2 * k - shared) if a.shape[1] > k else np.full(len(a), np.nan)
 
-
+# %% ../../nbs/evaluate/20_metrics.ipynb #3ddd797d
 def de_overlap(rank, significant) -> np.ndarray:
     "Share of the k significant genes (N, genes) among the first k by rank; NaN where none is."
     k = significant.sum(1)
@@ -118,7 +119,7 @@ def _l1(x, y):
         s += abs(x[g] - y[g])
     return s
 
-
+# %% ../../nbs/evaluate/20_metrics.ipynb #abfa287c
 @numba.njit(nogil=True, parallel=True, fastmath=True, cache=True)
 def _distances(P, R, targets):
     """L1 distance of every row of P to every row of R.
@@ -155,7 +156,7 @@ def _discrimination_score(distance, rng) -> np.ndarray:
     # equation evaluate.metrics.2
     return 1 - (closer + rng.integers(0, tied)) / len(distance)
 
-
+# %% ../../nbs/evaluate/20_metrics.ipynb #f6b0aa20
 def discrimination(pred, real, target_positions, rng: np.random.Generator) -> np.ndarray:
     """Discrimination with the own targets left out, and with those of both, (N, 2).
 

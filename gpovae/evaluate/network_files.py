@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 
 # %% ../../nbs/evaluate/65_network_files.ipynb #a519b760
@@ -72,7 +73,7 @@ class PairColumns(NamedTuple):
     target: str
     directed: bool
 
-
+# %% ../../nbs/evaluate/65_network_files.ipynb #cd30a0f4
 _PAIR_COLUMNS = [
     PairColumns("OmniPath", "source_genesymbol", "target_genesymbol", True),
     PairColumns("RegNetwork", "regulator_symbol", "target_symbol", True),
@@ -239,7 +240,7 @@ def _is_set_name(name: str, description: str) -> bool:
     is_text = "://" in description or " " in description
     return description.lower() in MISSING or is_text or re.search("[ _]", name) is not None
 
-
+# %% ../../nbs/evaluate/65_network_files.ipynb #3df3193a
 def is_gene_sets(layout: Layout) -> bool:
     "Do these rows look like a GMT file?"
     rows = layout.rows

@@ -10,12 +10,13 @@ __all__ = ['network_scores', 'compare_networks']
 import anndata as ad
 import numpy as np
 import pandas as pd
+from scipy.stats import false_discovery_control
+
 from ..data.labels import targets
 from ..data.screen import Screen
 from .effects import passing_cells
 from .pairs import pair_statistics
 from .rankings import interval, ranked, resampled
-from scipy.stats import false_discovery_control
 
 # %% ../../nbs/evaluate/55_networks.ipynb #75570da7
 ALPHA = 0.05  # an edge with less is a true positive
@@ -48,7 +49,7 @@ def _candidates(screen: Screen, sources, seed) -> pd.DataFrame:
     pairs = pd.DataFrame(dict(source=sources[i], target=genes[j]))
     return pairs.sample(frac=1, random_state=seed).reset_index(drop=True)
 
-
+# %% ../../nbs/evaluate/55_networks.ipynb #9b98854e
 def _omitted(edges, names, candidates) -> pd.Index:
     "The first `N_OMITTED` of the shuffled candidate pairs that the network does not connect."
     i = names.get_indexer(candidates.source)
@@ -61,7 +62,7 @@ def _testable_sources(screen: Screen, split) -> list[str]:
     labels = set(screen.labels[passing_cells(screen, split)].tolist())
     return sorted(p for p in labels if len(targets(p)) == 1)
 
-
+# %% ../../nbs/evaluate/55_networks.ipynb #5a06b3f8
 def _is_testable(edges, sources, screen: Screen) -> pd.Series:
     "Can an edge be scored?"
     is_pair = edges.source.isin(sources) & edges.target.isin(screen.genes)
@@ -71,7 +72,7 @@ def _is_testable(edges, sources, screen: Screen) -> pd.Series:
 def _significant_share(p) -> float:
     return float((p < ALPHA).mean()) if len(p) else np.nan
 
-
+# %% ../../nbs/evaluate/55_networks.ipynb #5469a451
 def _scores_of(edges: pd.DataFrame, p_omitted: pd.Series) -> dict:
     "Scores of edges with columns wasserstein and p, and of p-values of omitted pairs."
     row = dict(scored=len(edges), mean_wasserstein=float(edges.wasserstein.mean()))
@@ -89,7 +90,7 @@ def _cuts(n: int) -> np.ndarray:
     ks = np.geomspace(min(10, n), n, 12).astype(int)
     return np.unique(ks)
 
-
+# %% ../../nbs/evaluate/55_networks.ipynb #c2614d4b
 def _all_names(screen: Screen, sources, edges) -> pd.Index:
     parts = [screen.nodes.index, sources, edges.source, edges.target]
     return pd.Index(np.unique(np.concatenate(parts).astype(str)))

@@ -15,13 +15,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from scipy.stats import false_discovery_control
+
 from ..core.errors import GpovaeError
 from ..data.expression import group_means
 from ..data.labels import CONTROL, canonical, find_column, targets
 from ..data.rank_sum import rank_sum_test
 from ..data.screen import Screen
 from .effects import effects_in, mean_variance, passing_cells
-from scipy.stats import false_discovery_control
 
 # %% ../../nbs/evaluate/15_observed.ipynb #f5380197
 def ranks(effects, rng: np.random.Generator) -> np.ndarray:

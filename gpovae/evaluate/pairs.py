@@ -14,12 +14,13 @@ import numba
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from scipy.stats import norm
+
 from ..core.errors import GpovaeError
 from ..data.blocks import BLOCK, blocks
 from ..data.labels import CONTROL
 from ..data.screen import Screen
 from .effects import passing_cells
-from scipy.stats import norm
 
 # %% ../../nbs/evaluate/50_pairs.ipynb #9bd1b0e4
 @numba.njit(nogil=True, cache=True)
@@ -71,7 +72,7 @@ class _Gene(NamedTuple):
     begin: np.ndarray  # (groups + 1,) where the values of each group begin
     n: np.ndarray  # (groups,) cells, silent ones too
 
-
+# %% ../../nbs/evaluate/50_pairs.ipynb #6112d7b9
 class _Controls(NamedTuple):
     "The values of one gene in all control cells that are not silent."
 

@@ -10,15 +10,16 @@ __all__ = ['ranked', 'mean_difference', 'z_score', 'inverse_effects', 'networks'
 import anndata as ad
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
+from scipy import stats
+from sklearn.ensemble import GradientBoostingRegressor
+
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..data.expression import log_normalised
 from ..data.labels import CONTROL
 from ..data.responses import Responses
 from ..data.screen import Screen
-from joblib import Parallel, delayed
-from scipy import stats
-from sklearn.ensemble import GradientBoostingRegressor
 
 # %% ../../nbs/evaluate/45_rankings.ipynb #35b9fc62
 def _check_edges(edges: pd.DataFrame) -> None:
@@ -317,7 +318,7 @@ def resampled(n_perturbations: int, n: int, seed: int = 0) -> np.ndarray:
     draws = np.random.default_rng(seed).multinomial(S, np.full(S, 1 / S), n)
     return np.vstack([np.ones(S), draws])
 
-
+# %% ../../nbs/evaluate/45_rankings.ipynb #917bda78
 def interval(difference, n_perturbations: int) -> dict:
     "95 % interval of a difference: (n + 1,) as it is, then in n draws of the perturbations."
     S = n_perturbations

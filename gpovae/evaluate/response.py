@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 from .metrics import de_overlap, discrimination, fold_change, jaccard, pearson_delta
 from .observed import Observed, ranks
@@ -42,15 +43,15 @@ def _correlation(c):
     spread = np.sqrt(variances)
     return np.where(spread > 1e-12, (xy - x * y) / np.maximum(spread, 1e-12), 0)
 
-
+# %% ../../nbs/evaluate/25_response.ipynb #c3ce3fc4
 def _explained(c):
     return 1 - c[:, 5] / np.maximum(c[:, 3] - c[:, 1] ** 2, 1e-12)
 
-
+# %% ../../nbs/evaluate/25_response.ipynb #6d8b9c0c
 def _ratio(c):
     return np.where(c[:, 1] > 0, c[:, 0] / np.maximum(c[:, 1], 1e-12), np.nan)
 
-
+# %% ../../nbs/evaluate/25_response.ipynb #deacfef9
 def _mean(c):
     return c[:, 0]
 
@@ -315,7 +316,7 @@ def _weighted_metric(metric, contribution, weight) -> np.ndarray:
     mean = weight[:, is_scored] @ contribution[is_scored] / total[:, None]
     return METRIC_TABLE[metric].of(mean)
 
-
+# %% ../../nbs/evaluate/25_response.ipynb #9fb0b749
 def weighted(parts: dict, weight) -> dict[str, np.ndarray]:
     "Every metric (draws,) of `contributions`, at weights (draws, N) of the perturbations."
     return {metric: _weighted_metric(metric, c, weight) for metric, c in parts.items()}

@@ -16,6 +16,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+
 from ..core.errors import GpovaeError
 from ..core.options import option, takes
 from ..core.provenance import complete
@@ -242,7 +243,7 @@ def _likelihood_summary(likelihood: pd.DataFrame | None) -> dict | None:
     means = likelihood.astype(float).mean()
     return dict(cells=len(likelihood), **means.to_dict())
 
-
+# %% ../../nbs/evaluate/95_scores.ipynb #244f599b
 def _calibration_summary(calibration: dict | None) -> dict | None:
     return calibration and calibration | dict(curve=_columns(calibration["curve"]))
 

@@ -9,9 +9,10 @@ __all__ = ['truth_scores', 'compare_truth', 'calibration']
 # %% ../../nbs/evaluate/60_truth.ipynb #5e5e13d0
 import numpy as np
 import pandas as pd
+from sklearn.metrics import average_precision_score, precision_recall_curve
+
 from ..core.errors import GpovaeError
 from .rankings import interval, ranked, resampled
-from sklearn.metrics import average_precision_score, precision_recall_curve
 
 # %% ../../nbs/evaluate/60_truth.ipynb #fa4952d1
 _MOVED = 0.1  # natural log: a total effect that counts
@@ -47,7 +48,7 @@ def true_effects(
 def _is_pair(effects) -> np.ndarray:
     return effects.index.to_numpy()[:, None] != effects.columns.to_numpy()[None]
 
-
+# %% ../../nbs/evaluate/60_truth.ipynb #09ff61ef
 def _on_pairs(edges, effects, **columns) -> list[np.ndarray]:
     "Columns of a table of edges on all ordered pairs, 0 where not listed; last, true effects."
     i = effects.index.get_indexer(edges.source)
@@ -193,7 +194,7 @@ def _calibration_error(p, is_true, bins) -> float:
     gap = np.bincount(bins, p) - np.bincount(bins, is_true)
     return float(np.abs(gap).sum() / len(p))
 
-
+# %% ../../nbs/evaluate/60_truth.ipynb #1327b5f7
 def _calibration_curve(p, y, bins) -> pd.DataFrame:
     "A row for each bin."
     bin_of = pd.DataFrame(dict(p=p, y=y)).groupby(bins)
@@ -211,7 +212,7 @@ def _believed_calibration(p, y, seed) -> dict:
     marks = dict(ece=_calibration_error(p, y, bins), ece_by_luck=float(np.mean(luck)))
     return marks | dict(curve=_calibration_curve(p, y, bins))
 
-
+# %% ../../nbs/evaluate/60_truth.ipynb #c7c5de43
 def _check_probabilities(edges: pd.DataFrame) -> None:
     for e in edges[(edges.probability < 0) | (edges.probability > 1)].itertuples():
         raise GpovaeError(
@@ -219,7 +220,7 @@ def _check_probabilities(edges: pd.DataFrame) -> None:
             " between 0 and 1."
         )
 
-
+# %% ../../nbs/evaluate/60_truth.ipynb #788ebaea
 def _brier_skill(p, y, kind) -> float:
     "1 for the truth, 0 for the density of edges as the probability of every pair."
     density = y.mean()

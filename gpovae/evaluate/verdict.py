@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
 from ..data.labels import CONTROL
 from .comparisons import advantage, score_table
 from .networks import ALPHA
@@ -49,7 +50,7 @@ def _outcomes(differences: pd.DataFrame) -> list[_Outcome]:
 def _join(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
-
+# %% ../../nbs/evaluate/90_verdict.ipynb #e54e4513
 def _in_words(outcomes: list[_Outcome], words: dict = _SIDES) -> str:
     "'better than a and b; worse than c'."
     phrases = []

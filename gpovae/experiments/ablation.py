@@ -16,6 +16,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from joblib import Parallel, delayed, parallel_config
+from scipy import stats
+
 from ..api import GPOVAE
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
@@ -27,8 +30,6 @@ from ..evaluate.rankings import inverse_effects, mean_difference
 from ..evaluate.response import pearson
 from ..evaluate.truth import truth_scores
 from ..model.presets import PRESETS
-from joblib import Parallel, delayed, parallel_config
-from scipy import stats
 
 # %% ../../nbs/experiments/10_ablation.ipynb #2ecabf49
 # weights, sizes and optimiser settings

@@ -11,6 +11,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+
 from .ablation import interval
 from .scoring import BEST, SCORED
 

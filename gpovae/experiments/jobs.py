@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import h5py
+
+import gpovae
 from ..core.errors import GpovaeError
 from ..core.options import once, setting_text
 from ..core.progress import Bar
 from ..data.screen import Key
 from .runs import short_names
 from ..model.presets import PRESETS, make_settings
-
-import gpovae
 
 # %% ../../nbs/experiments/60_jobs.ipynb #72185c54
 def read_seeds(text: str) -> list[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+
 from ..api import GPOVAE
 from ..core.errors import GpovaeError
 from ..data.prepare import prepare

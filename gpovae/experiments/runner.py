@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import joblib
+
 from ..core.progress import Bar
 from .jobs import Job
 from ..train.run import run_settings

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import anndata as ad
 import pandas as pd
+
 from ..core.errors import GpovaeError
 from ..data.screen import Screen
 from ..model.presets import PRESETS, make_settings

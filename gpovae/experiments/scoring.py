@@ -13,6 +13,7 @@ from typing import NamedTuple
 import anndata as ad
 import numpy as np
 import pandas as pd
+
 from ..api import GPOVAE
 from ..core.errors import GpovaeError
 from ..data.labels import CONTROL, targets

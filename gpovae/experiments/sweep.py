@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pandas as pd
+
 from ..core.errors import GpovaeError
 from ..core.options import setting_text
 from ..core.provenance import complete

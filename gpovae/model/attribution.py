@@ -11,6 +11,7 @@ __all__ = ['log_fold', 'cut_edges', 'trained_responses']
 import numpy as np
 import pandas as pd
 import torch
+
 from ..core.errors import GpovaeError
 from ..data.responses import Responses
 from .averages import log_total
@@ -28,7 +29,7 @@ def _context_means(vae: VAE, context: Context, columns: list[int]) -> torch.Tens
     log_share = f[:, columns] - log_total(f, vae.size_factor)[:, None]
     return log_share.double().exp() * context.library[:, None]
 
-
+# %% ../../nbs/model/95_attribution.ipynb #e5e89142
 def _bisect(function, wanted: torch.Tensor, limit: float) -> torch.Tensor:
     "Where an increasing function has the wanted values, within +-limit, to 1e-6."
     high = torch.full(wanted.shape, limit, dtype=torch.float64)

@@ -86,7 +86,7 @@ class _Grid(NamedTuple):
     low: np.float32  # log mu at the first point
     per_step: np.float32  # points per unit of log mu
 
-
+# %% ../../nbs/model/20_averages.ipynb #5461aa8e
 @numba.njit(nogil=True, fastmath=FAST, cache=True)
 def _at_scale(values, weight, first, last, table):
     "Values and slopes at points first..last, for one scale."
@@ -97,7 +97,7 @@ def _at_scale(values, weight, first, last, table):
                 total += weight[k] * values[p, j, k]
             table[2 * p + j] = total
 
-
+# %% ../../nbs/model/20_averages.ipynb #10caaeac
 @numba.njit(inline="always")
 def _cubic(x, v, d, rise, e):
     "Between two points: value v and slope d at the first, rise to the second, slope e there."

@@ -11,6 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+
 from .layers import Gaussian
 
 # %% ../../nbs/model/55_divergences.ipynb #bf525fab

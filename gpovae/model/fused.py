@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import torch
+
 from .averages import EXACT, F32, exp32, log1p32, total32
 from .likelihood import deviance_terms
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+
 from ..data.minibatch import Batch
 from .averages import lost
 from .divergences import log_normal

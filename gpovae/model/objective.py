@@ -10,6 +10,7 @@ __all__ = ['objective', 'draw', 'Posterior', 'encode']
 from typing import NamedTuple
 
 import torch
+
 from ..data.minibatch import Batch, GlobalBatch
 from gpovae.model.divergences import (
     bernoulli_kl,
@@ -245,7 +246,7 @@ def cell_weight(batch: Batch, settings: Settings) -> torch.Tensor:
     alpha = all_cells(batch).fail.mean()
     return (1 - batch.fail) * alpha + batch.fail * (1 - alpha)
 
-
+# %% ../../nbs/model/60_objective.ipynb #d17c2d1a
 def expected_log_likelihood(
     vae: VAE, batch: Batch, posterior: Posterior, settings: Settings
 ) -> torch.Tensor:
@@ -255,7 +256,7 @@ def expected_log_likelihood(
     total, _ = sum_log_likelihood(vae, batch, posterior, weight)
     return total * (whole.parts / (len(posterior.z_basal) * len(whole.label)))
 
-
+# %% ../../nbs/model/60_objective.ipynb #370596ef
 @torch.no_grad()
 def cell_log_likelihood(vae: VAE, batch: Batch, posterior: Posterior) -> torch.Tensor:
     "(S, B) log likelihood of the counts, without gradient."
@@ -272,7 +273,7 @@ class Plates(NamedTuple):
     node: torch.Tensor  # (U,) b_g / (N_g B) of each perturbed node
     artifact: torch.Tensor  # the same of the artifact, from failing cells
 
-
+# %% ../../nbs/model/60_objective.ipynb #d8e552c5
 def share_plates(vae: VAE, batch: Batch, nodes: torch.Tensor, sizes=None) -> Plates:
     "`sizes`: cells that carry each node (n,), and failing cells; None: of training."
     responses = vae.perturbations
@@ -296,7 +297,7 @@ def kl_basal(batch: Batch, posterior: Posterior, sampled: bool) -> torch.Tensor:
     whole = all_cells(batch)
     return kl.sum(-1).mean(0).sum() * (whole.parts / len(whole.label))
 
-
+# %% ../../nbs/model/60_objective.ipynb #d8a115dd
 def kl_effect(vae: VAE, posterior: Posterior, plates: Plates, sampled: bool) -> torch.Tensor:
     "KL(q(E | M) || N(0, tau)) of what E adds to the network, shared by its cells."
     effects = posterior.effects
@@ -304,7 +305,7 @@ def kl_effect(vae: VAE, posterior: Posterior, plates: Plates, sampled: bool) -> 
     kl = kl_divergence(effects.q, prior, effects.effect, sampled)
     return (kl.sum(-1).mean(0) * plates.node).sum()
 
-
+# %% ../../nbs/model/60_objective.ipynb #addfd036
 def kl_mask(grn: GRN, posterior: Posterior, plates: Plates, sampled: bool) -> torch.Tensor:
     "KL(Bernoulli(sigmoid(Lambda)) || Bernoulli(edge_prior)) of the rows in the batch."
     nodes = posterior.nodes
@@ -316,7 +317,7 @@ def kl_mask(grn: GRN, posterior: Posterior, plates: Plates, sampled: bool) -> to
         kl = bernoulli_kl(logit, grn.edge_prior)[None]
     return ((kl * grn.allowed[nodes]).sum(-1).mean(0) * plates.node).sum()
 
-
+# %% ../../nbs/model/60_objective.ipynb #e6359be8
 def kl_artifact(posterior: Posterior, plates: Plates, sampled: bool) -> torch.Tensor:
     "KL(q(E_a) || N(0, I)), shared by the failing cells."
     z = posterior.artifact
@@ -365,7 +366,7 @@ def alignment_error(
     error = published_alignment(predicted, batch.shift, settings.eps)
     return error * (whole.parts * len(batch.label) / len(whole.label))
 
-
+# %% ../../nbs/model/60_objective.ipynb #68ac32bd
 def _table_error(vae: VAE, batch: Batch, nodes: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     "Per cell, such that every perturbation counts once per epoch."
     table = vae.perturbations
@@ -388,7 +389,7 @@ def decoder_penalty(vae: VAE, scale: float) -> torch.Tensor:
     V = vae.decoder.layers[0].weight[:, vae.latent : vae.latent + vae.grn.n]
     return (V**2).sum() / (2 * scale**2) / vae.perturbations.n_cells
 
-
+# %% ../../nbs/model/60_objective.ipynb #ef97146a
 def weight_priors(vae: VAE, settings: Settings) -> dict[str, torch.Tensor]:
     "The two terms of the equation, where the settings have them."
     terms = {}

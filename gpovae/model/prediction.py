@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+
 from ..core.progress import Bar
 from ..data.blocks import dense
 from ..data.minibatch import Cells
@@ -126,7 +127,7 @@ def mean_latent(
         mean[block] = means.mean(0)
     return mean, samples
 
-
+# %% ../../nbs/model/70_prediction.ipynb #3b95748a
 def _node_noise(node, shape, seed):
     "Uniform and normal noise of one node: a prediction does not depend on what else is asked for."
     generator = torch.Generator().manual_seed(seed * 100_003 + int(node))
@@ -181,7 +182,7 @@ def log2_table(vae: VAE, context: Context) -> Log2Table:
     "The table of averages for the genes of a model in the cells of a context."
     return Log2Table(vae.inverse_dispersion(), 1e4 / context.library)
 
-
+# %% ../../nbs/model/70_prediction.ipynb #f2fe92f8
 def _measured_targets(vae, targeted):
     "Row, column and node, (K,) each: entries of a table in which the gene is the target."
     entries = [
@@ -297,7 +298,7 @@ def _control_first(x):
     "Zeros for control cells, then the means: (R, 1 + D, width) to (1 + R, width)."
     return None if x is None else torch.cat([x.new_zeros(1, x.shape[-1]), x[:, 0]])
 
-
+# %% ../../nbs/model/70_prediction.ipynb #cd090901
 def _spread(vae, context, values, table, bar):
     "Standard deviation over posterior draws of the mean, (R, genes)."
     z_p, targeted, beside = values

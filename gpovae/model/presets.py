@@ -12,6 +12,7 @@ from inspect import cleandoc, formatannotation
 from typing import Literal
 
 import numpy as np
+
 from ..core.errors import GpovaeError
 from ..core.options import check_settings, option
 
@@ -142,7 +143,7 @@ def _longest_path(hops):
     "K hops follow paths of up to K + 1 edges."
     return hops + 1 if isinstance(hops, int) else hops
 
-
+# %% ../../nbs/model/50_presets.ipynb #e1cad679
 RENAMED = dict(
     hops="max_path_length", anchor="residual_correction", shift="alignment_target"
 )  # name in 0.1.0 -> name today

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from torch import nn
+
 from ..data.responses import Responses
 from .layers import PerRow
-from torch import nn
 
 # %% ../../nbs/model/37_response_buffers.ipynb #88c69910
 class ResponseBuffers(nn.Module):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+
 from .averages import Log2Table, add_log2
 from .likelihood import expected_log2, log_mean
 from .prediction import Context, log2_table, mean_latent

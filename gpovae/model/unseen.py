@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+
 from ..core.progress import Bar
 from ..data.responses import Responses
 from gpovae.model.prediction import (

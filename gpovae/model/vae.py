@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from torch import nn
+
 from ..core.options import option, takes
 from .layers import Gaussian, GaussianMLP, PerRow, ResidualMLP
 from .response_buffers import ResponseBuffers
 from ..network.grn import GRN, sample_mask
-from torch import nn
 
 # %% ../../nbs/model/40_vae.ipynb #311ac3ae
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _add_buffers(vae: VAE, n_genes: int, position, size_factor) -> None:
     vae.register_buffer("log_x_std", torch.ones(n_genes))
     vae.register_buffer("size_factor", counted)
 
-
+# %% ../../nbs/model/40_vae.ipynb #10b71375
 @torch.no_grad()
 def _start_at_the_network(vae: VAE) -> None:
     "Small deviations from the network, and no second opinion of the hidden layers."
@@ -130,7 +131,7 @@ def standardise(self: VAE, x: torch.Tensor) -> torch.Tensor:
     standard = (torch.log1p(x) - self.log_x_mean) / self.log_x_std
     return torch.nan_to_num(standard, nan=1e-6, posinf=1e6, neginf=1e-6)
 
-
+# %% ../../nbs/model/40_vae.ipynb #f7d8869d
 @patch
 def covariate(self: VAE, lane: torch.Tensor) -> list[torch.Tensor]:
     "The experimental batch (B,), one-hot; nothing where there is one batch."
@@ -138,13 +139,13 @@ def covariate(self: VAE, lane: torch.Tensor) -> list[torch.Tensor]:
         return []
     return [F.one_hot(lane, self.n_batches).to(self.log_theta.dtype)]
 
-
+# %% ../../nbs/model/40_vae.ipynb #1115f589
 @patch
 def encode(self: VAE, x_std: torch.Tensor, z_p, z_a: torch.Tensor, lane: torch.Tensor) -> Gaussian:
     "Posterior (S, B, L) of z_b from standardised counts (B, genes)."
     return self.basal_encoder(x_std, z_p, z_a, *self.covariate(lane))
 
-
+# %% ../../nbs/model/40_vae.ipynb #388aa5ba
 @patch
 def artifact(self: VAE, eps: torch.Tensor) -> tuple[torch.Tensor, Gaussian]:
     "Sample (S, 1, L) and posterior (1, L) of the artifact embedding."
@@ -161,7 +162,7 @@ class Effects(NamedTuple):
     effect: torch.Tensor  # (S, U, n) sample from q
     latent: torch.Tensor  # (S, U, n) rows of the perturbation latent
 
-
+# %% ../../nbs/model/40_vae.ipynb #0f07d0d0
 @patch
 def effects(self: VAE, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) -> Effects:
     "Sample rows of the perturbation latent for nodes (U,) from noise u, eps (S, U, n)."
@@ -196,7 +197,7 @@ def hidden(
     z_p = z_p.per_cell() if isinstance(z_p, PerRow) else z_p
     return h, z_p.index_select(-1, self.measured)
 
-
+# %% ../../nbs/model/40_vae.ipynb #85b31a81
 @patch
 def decode(
     self: VAE, z_b: torch.Tensor, z_p, z_a: torch.Tensor, lane: torch.Tensor
@@ -293,7 +294,7 @@ def inverse_dispersion(self: VAE, targeted: list[int] = ()) -> torch.Tensor:
         log_theta[self.position[nodes]] = self.log_theta_target[nodes]
     return log_theta.exp()
 
-
+# %% ../../nbs/model/40_vae.ipynb #6c3edc24
 @patch
 def target_columns(
     self: VAE, label: torch.Tensor

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+
 from ..core.errors import GpovaeError
 from ..data.responses import Responses, own_lfc
-from .denoising import fit_mixture, shrink, steady_state
-
 from . import gibbs
+from .denoising import fit_mixture, shrink, steady_state
 
 # %% ../../nbs/network/30_chain.ipynb #4d1a96a8
 # classes of pairs

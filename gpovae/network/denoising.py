@@ -10,6 +10,7 @@ __all__ = ['SPREADS', 'fit_mixture', 'shrink', 'steady_state']
 # %% ../../nbs/network/25_denoising.ipynb #ef07b90f
 import numpy as np
 import torch
+
 from ..data.responses import Responses
 from .grn import contract
 

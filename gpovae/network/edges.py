@@ -10,10 +10,11 @@ __all__ = ['edge_table', 'with_evidence', 'ensemble']
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import norm
+
 from ..core.errors import GpovaeError
 from ..data.responses import Responses
 from .grn import GRN
-from scipy.stats import norm
 
 # %% ../../nbs/network/60_edges.ipynb #26d1b3e4
 UNDECIDED = 0.5  # highest probability of an edge whose regulator nobody perturbed

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+
 from ..core.errors import GpovaeError
 from ..data.labels import canonical, targets
 from .grn import GRN
@@ -232,7 +233,7 @@ def _sentences(why: Explanation):
         unit = "per unit of its unknown change"
         yield f"The source was not measured, so the network's edges are {unit}"
 
-
+# %% ../../nbs/network/70_explain.ipynb #e2225cb8
 @patch
 def sentence(self: Explanation) -> str:
     "In words."
@@ -245,7 +246,7 @@ def _shown(why: Explanation) -> dict[str, pd.DataFrame]:
     tables = {"By length": why.by_length, "Paths": why.paths}
     return tables | {"Mediators": mediators[visible].head(10)}
 
-
+# %% ../../nbs/network/70_explain.ipynb #a0a00307
 @patch
 def __repr__(self: Explanation):
     parts = [self.sentence()]
@@ -253,7 +254,7 @@ def __repr__(self: Explanation):
         parts.append(f"{title}\n{table.round(3).to_string(na_rep='')}")
     return "\n\n".join(parts)
 
-
+# %% ../../nbs/network/70_explain.ipynb #923007a9
 @patch
 def _repr_html_(self: Explanation):
     parts = [f"<p>{escape(self.sentence())}</p>"]
@@ -273,7 +274,7 @@ def unknown_node(name: str, nodes: pd.DataFrame) -> str:
         hint = f", whose nodes are the perturbed genes and those that respond to them: {examples}."
     return f"{name!r} is not a node of the network{hint}"
 
-
+# %% ../../nbs/network/70_explain.ipynb #c115b74e
 def _check(sources, target, source: str, nodes: pd.DataFrame, kappa: torch.Tensor) -> None:
     for gene in [*sources, *([] if target is None else [target])]:
         if gene not in nodes.index:
@@ -308,7 +309,7 @@ class _Effects:
         self.start = {s: float(kappa[s]) - p[:, s].sum() for s, p in self.parts.items()}
         self.remaining = sum(without_each(grn, kappa, node) for node in sources)
 
-
+# %% ../../nbs/network/70_explain.ipynb #828e62b4
 def _overview(effects: _Effects, nodes: pd.DataFrame) -> pd.DataFrame:
     total = effects.length.sum(0)
     other = ~effects.is_source
@@ -328,7 +329,7 @@ def _lengths(effects: _Effects, target: int, total: float) -> pd.DataFrame:
     edges = pd.RangeIndex(1, len(contribution) + 1, name="edges")
     return pd.DataFrame(dict(contribution=contribution, share=share), index=edges)
 
-
+# %% ../../nbs/network/70_explain.ipynb #f50be773
 def _paths(effects: _Effects, target: int, total: float, n: int | None) -> pd.DataFrame:
     "The strongest walks by name; a last row holds all others together."
     longest = effects.grn.max_path_length

@@ -16,6 +16,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
+
 from ..core.errors import GpovaeError
 from ..core.provenance import complete
 from ..data.screen import Key
@@ -53,7 +54,7 @@ def _is_known(value) -> bool:
         return False
     return not np.isscalar(value) or not (pd.isna(value) or value in (np.inf, -np.inf))
 
-
+# %% ../../nbs/network/90_export.ipynb #2eed7a8f
 def _plain(row: dict) -> dict:
     "Python values; what is missing or infinite is left out."
     values = {str(name): value for name, value in row.items() if _is_known(value)}
@@ -131,7 +132,7 @@ def cytoscape(graph: nx.DiGraph) -> dict:
     data = nx.cytoscape_data(graph)
     return data | dict(data=dict(data["data"]))
 
-
+# %% ../../nbs/network/90_export.ipynb #e8fac405
 def _write_cytoscape(graph: nx.DiGraph, path: Path) -> None:
     options = dict(ensure_ascii=False, allow_nan=False, indent=1)
     path.write_text(json.dumps(cytoscape(graph), **options), encoding="utf-8")
@@ -142,7 +143,7 @@ def _fits_xml(character: str) -> bool:
     is_control = code < 32 and character not in "\t\n\r"
     return not (is_control or 0xD800 <= code <= 0xDFFF or code in (0xFFFE, 0xFFFF))
 
-
+# %% ../../nbs/network/90_export.ipynb #35a211a7
 def _write_graphml(graph: nx.DiGraph, path: Path) -> None:
     unfit = [name for name in graph if not all(map(_fits_xml, name))]
     if unfit:

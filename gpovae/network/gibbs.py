@@ -164,7 +164,7 @@ def _probabilities(edge):
     total = activates + represses + np.exp(-highest)
     return activates / total, represses / total
 
-
+# %% ../../nbs/network/20_gibbs.ipynb #eb47d065
 @compiled
 def _choose(edge, p_up, p_down, uniform, normal):
     "A state and an effect, drawn."

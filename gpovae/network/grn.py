@@ -154,14 +154,14 @@ def probability(self: GRN) -> torch.Tensor:
     "(n, n) posterior probability of each edge."
     return torch.sigmoid(self.edge_logit) * self.allowed
 
-
+# %% ../../nbs/network/10_grn.ipynb #cb48b70c
 @patch
 def weights(self: GRN) -> torch.Tensor:
     "(n, n) W: the published logits, or probability times signed effect."
     # equation network.grn.5
     return contract(self.probability() * self.effect) if self.signed else self.edge_logit
 
-
+# %% ../../nbs/network/10_grn.ipynb #7481411c
 @patch
 def sparsity(self: GRN) -> torch.Tensor:
     "Mean edge probability."
@@ -180,7 +180,7 @@ def accumulate(self: GRN, rows: torch.Tensor) -> torch.Tensor:
         start = torch.eye(self.n, dtype=W.dtype, device=W.device)[rows]
         return k_hop(start, W, self.max_path_length)
 
-
+# %% ../../nbs/network/10_grn.ipynb #40fd30d6
 @patch
 def predicted_lfc(self: GRN, rows: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
     "(R, n) log fold changes when each of `rows` is perturbed with strength `kappa` (n,)."
@@ -199,7 +199,7 @@ def start_from(self: GRN, probability: np.ndarray, effect: np.ndarray, std: np.n
         self.effect_std.copy_(torch.from_numpy(std))
     self.edge_logit.requires_grad_(False)
 
-
+# %% ../../nbs/network/10_grn.ipynb #957b185f
 @patch
 def effect_prior(self: GRN) -> torch.Tensor:
     "Effect prior: negative log density of the direct effects under what the fit found."

@@ -14,8 +14,9 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pandas as pd
-from ..core.errors import GpovaeError
 from scipy.stats import false_discovery_control, hypergeom
+
+from ..core.errors import GpovaeError
 
 # %% ../../nbs/network/80_modules.ipynb #243608b6
 def _ties(edges: pd.DataFrame) -> nx.Graph:

@@ -8,6 +8,7 @@ __all__ = ['read_prior', 'prior_matrix']
 # %% ../../nbs/network/45_prior.ipynb #9b23445b
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 
 # %% ../../nbs/network/45_prior.ipynb #e09c5f91

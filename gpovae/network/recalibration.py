@@ -11,10 +11,11 @@ __all__ = ['platt', 'recalibrate']
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize
+
 from ..data.responses import own_lfc
 from .chain import Chain, Posterior, Table
 from .denoising import steady_state
-from scipy.optimize import minimize
 
 # %% ../../nbs/network/35_recalibration.ipynb #9887ac6e
 class Calibration(NamedTuple):
@@ -23,11 +24,11 @@ class Calibration(NamedTuple):
     intercept: float = 0.0
     slope: float = 1.0
 
-
+# %% ../../nbs/network/35_recalibration.ipynb #351dd09c
 def _logit(p):
     return np.log(p / (1 - p))
 
-
+# %% ../../nbs/network/35_recalibration.ipynb #37e752ef
 def _logistic(x):
     return 1 / (1 + np.exp(-x))
 

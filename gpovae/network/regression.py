@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+
 from ..core.options import option, takes
 from ..core.progress import Bar
 from ..data.responses import Responses
@@ -96,7 +97,7 @@ def _add_own_error(table: Table, measured: np.ndarray, posterior: Posterior) -> 
     # equation network.regression.1
     return np.sqrt(posterior.std**2 + posterior.effect**2 * relative[:, None])
 
-
+# %% ../../nbs/network/40_regression.ipynb #4bf84625
 def _average_density(posterior: Posterior) -> float:
     return float(np.mean([chain.slab.density[0] for chain in posterior.chains]))
 

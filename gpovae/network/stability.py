@@ -9,6 +9,7 @@ __all__ = ['stability']
 from dataclasses import replace
 
 import numpy as np
+
 from ..core.progress import Bar
 from ..data.responses import Responses
 from .regression import fit_network

@@ -10,8 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from .style import LINES, PALETTE, finish, own_axis
 from matplotlib.axes import Axes
+
+from .style import LINES, PALETTE, finish, own_axis
 
 # %% ../../nbs/plots/40_comparisons.ipynb #1a3c1223
 def scores(
@@ -95,7 +96,7 @@ def _panels(n: int, rows: int) -> np.ndarray:
     options = dict(sharey=True, squeeze=False, layout="constrained")
     return plt.subplots(high, wide, figsize=size, **options)[1]
 
-
+# %% ../../nbs/plots/40_comparisons.ipynb #cb65284f
 def _intervals(rows: pd.DataFrame, ax: Axes) -> None:
     "A dot and an interval for every method; the first is the model."
     value, low, high = rows.to_numpy().T
@@ -107,7 +108,7 @@ def _intervals(rows: pd.DataFrame, ax: Axes) -> None:
         look = dict(fmt=marker, ms=5, lw=1.2, color=PALETTE[colour])
         ax.errorbar(value[chosen], y[chosen], xerr=reach, **look)
 
-
+# %% ../../nbs/plots/40_comparisons.ipynb #34a1636f
 def _mark_ceiling(x: float, ax: Axes) -> None:
     ax.axvline(x, color=PALETTE["mark"], ls="--", lw=1)
     place = dict(transform=ax.get_xaxis_transform(), ha="center", va="bottom")

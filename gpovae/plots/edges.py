@@ -10,9 +10,10 @@ __all__ = ['precision_recall', 'reliability', 'network', 'matrix']
 import networkx as nx
 import numpy as np
 import pandas as pd
-from .style import DIVERGING, LINES, MANY, PALETTE, finish, own_axis
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+
+from .style import DIVERGING, LINES, MANY, PALETTE, finish, own_axis
 
 # %% ../../nbs/plots/50_edges.ipynb #043be5d9
 def precision_recall(curves: dict, chance: float | None = None, ax: Axes | None = None) -> Axes:
@@ -52,7 +53,7 @@ def _wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     half = 1.96 * np.sqrt(share * (1 - share) / n + 0.96 / n**2) / (1 + 3.84 / n)
     return centre, half
 
-
+# %% ../../nbs/plots/50_edges.ipynb #843ae11f
 def reliability(curve: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Observed share of true edges over predicted probability, with intervals.
 
@@ -89,7 +90,7 @@ def _layout(graph: nx.DiGraph, apart: float = 3.0) -> dict:
     places = nx.kamada_kawai_layout(graph, dist=lengths, pos=start)
     return dict(zip(places, _push_apart(np.array(list(places.values())))))
 
-
+# %% ../../nbs/plots/50_edges.ipynb #94a12da2
 def _push_apart(x: np.ndarray, rounds: int = 200) -> np.ndarray:
     "(nodes, 2) in the unit square, with room for each label."
     x = (x - x.min(0)) / np.maximum(np.ptp(x, axis=0), 1e-9)
@@ -155,7 +156,7 @@ def _arrows(graph, places: dict, edges: pd.DataFrame, colour: str, line, ax: Axe
         connectionstyle="arc3,rad=.08",
     )
 
-
+# %% ../../nbs/plots/50_edges.ipynb #14e4ad9f
 def _labels(places: dict, ax: Axes) -> None:
     "Genes are their own labels."
     box = dict(boxstyle="round,pad=.15", fc="white", ec="none", alpha=0.85)

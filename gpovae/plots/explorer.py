@@ -16,10 +16,11 @@ from typing import NamedTuple
 import networkx as nx
 import numpy as np
 import pandas as pd
-from ..network.modules import modules
-from .layers import checked
 from IPython.display import HTML
 from scipy.spatial import cKDTree
+
+from ..network.modules import modules
+from .layers import checked
 
 # %% ../../nbs/plots/80_explorer.ipynb #aee354ad
 def _push_apart(x: np.ndarray, room, rounds: int = 80) -> np.ndarray:
@@ -91,7 +92,7 @@ class Column(NamedTuple):
     label: str
     is_signed: bool = False  # with its sign
 
-
+# %% ../../nbs/plots/80_explorer.ipynb #b8f348a8
 COLUMNS = dict(
     weight=Column("weight W: probability x effect (log per log)", True),
     probability=Column("probability of the edge"),
@@ -121,7 +122,7 @@ def _values(column: pd.Series) -> list:
         return [float(f"{v:.4g}") if np.isfinite(v) else None for v in column.astype(float)]
     return ["" if pd.isna(v) else v if isinstance(v, bool) else str(v) for v in column]
 
-
+# %% ../../nbs/plots/80_explorer.ipynb #d923f5e3
 def _by_confidence(edges: pd.DataFrame) -> pd.DataFrame:
     "Edges, most probable first, of equal ones the largest."
     edges = checked(edges, "probability")
@@ -188,7 +189,7 @@ def _first_edges(edges: pd.DataFrame, top: int = 40) -> str:
     caption = f"<p>The {len(first)} most probable of {len(table):,} edges.</p>"
     return caption + first.to_html(**plain)
 
-
+# %% ../../nbs/plots/80_explorer.ipynb #cb29636d
 def _as_json(data: dict) -> str:
     "JSON in which no name can end the script that carries it."
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)

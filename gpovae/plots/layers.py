@@ -13,6 +13,7 @@ from typing import NamedTuple
 import networkx as nx
 import numpy as np
 import pandas as pd
+
 from ..core.errors import GpovaeError
 
 # %% ../../nbs/plots/60_layers.ipynb #e76899c1
@@ -67,7 +68,7 @@ class Layers(NamedTuple):
     rows: list[list[Hashable]]  # genes and waypoints of each layer, top to bottom
     stops: list[list[Hashable]]  # of every edge that runs forward the stops on its way, else []
 
-
+# %% ../../nbs/plots/60_layers.ipynb #ab38107e
 def _depths(order: list[str], forward: list[tuple[str, str]]) -> dict[str, int]:
     "The layer of each gene: one after its last regulator."
     depth = dict.fromkeys(order, 0)
@@ -138,7 +139,7 @@ def _sweep(rows: list, visited: list, neighbours: dict) -> None:
 
         row.sort(key=centre)
 
-
+# %% ../../nbs/plots/60_layers.ipynb #97323cc7
 def _crossings(rows: list, behind: dict) -> int:
     "How many pairs of edges cross between neighbouring layers."
     n = 0

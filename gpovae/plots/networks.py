@@ -13,11 +13,6 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from ..core.errors import GpovaeError
-from ..network.modules import modules
-from .edges import name_genes
-from .layers import checked, layers
-from .style import DIVERGING, MANY, PALETTE, own_axis
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionStyle, FancyArrowPatch, Patch
@@ -25,6 +20,12 @@ from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import offset_copy
 from scipy.cluster.hierarchy import leaves_list, linkage
+
+from ..core.errors import GpovaeError
+from ..network.modules import modules
+from .edges import name_genes
+from .layers import checked, layers
+from .style import DIVERGING, MANY, PALETTE, own_axis
 
 # %% ../../nbs/plots/70_networks.ipynb #c95b445d
 class _Via(ConnectionStyle.Arc3):
@@ -53,7 +54,7 @@ class _Look(NamedTuple):
     line: str | tuple
     head: str
 
-
+# %% ../../nbs/plots/70_networks.ipynb #192849a8
 _ARROW = "-|>,head_width=.25,head_length=.5"
 _LOOKS = {
     1: _Look("activates", PALETTE["up"], "-", _ARROW),
@@ -133,7 +134,7 @@ def _draw_gene(ax: Axes, gene: str, place: tuple, is_source: bool, shade: str) -
     text |= dict(textcoords="offset points", fontsize=8.5, zorder=5, parse_math=False)
     ax.annotate(gene, (x, y), path_effects=[_halo()], **text)
 
-
+# %% ../../nbs/plots/70_networks.ipynb #1cf36862
 def _halo() -> withStroke:
     "A white rim, so that text is read on lines."
     return withStroke(linewidth=2.5, foreground="white")
@@ -195,7 +196,7 @@ def _draw_edges(ax: Axes, edges: pd.DataFrame, stops: list, places: dict) -> Non
             points = [start, end] if start[0] == end[0] else [start, middle, end]
         _draw_edge(ax, points, edge.sign, 0.5 + 1.8 * edge.probability**2)
 
-
+# %% ../../nbs/plots/70_networks.ipynb #fee446ed
 def _draw_genes(ax: Axes, edges: pd.DataFrame, places: dict) -> int:
     "Genes in the colours of their modules; the number of modules."
     if edges.empty:
@@ -218,7 +219,7 @@ def _clustered(W: pd.DataFrame) -> list:
     tree = linkage(profile, "average", optimal_ordering=True)
     return list(W.index[leaves_list(tree)])
 
-
+# %% ../../nbs/plots/70_networks.ipynb #dbe4b26e
 def _common_scale(tables: list[np.ndarray]) -> float:
     "The 99 % quantile of what is not zero, over both tables."
     tops = [np.nanquantile(np.abs(t[t != 0]), 0.99) for t in tables if (t[t != 0] ** 2 >= 0).any()]
@@ -320,12 +321,12 @@ class _Bands(NamedTuple):
     height: dict  # (stop, path) -> centre of the band there
     last: int  # step of the target
 
-
+# %% ../../nbs/plots/70_networks.ipynb #d9de6e8a
 def _stop(way: list[str], k: int, last: int) -> tuple:
     "The stop of a path at its k-th gene."
     return (last, way[-1]) if k == len(way) - 1 else (k, tuple(way[: k + 1]))
 
-
+# %% ../../nbs/plots/70_networks.ipynb #8dc6619f
 def _bands(paths: pd.DataFrame) -> _Bands:
     "Bands of one gene lie on each other."
     order = _lanes(list(paths["genes"]))

@@ -9,9 +9,10 @@ __all__ = ['training', 'predicted_observed', 'effects']
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from .style import DIVERGING, MANY, PALETTE, finish, own_axis
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+
+from .style import DIVERGING, MANY, PALETTE, finish, own_axis
 
 # %% ../../nbs/plots/30_predictions.ipynb #c3823355
 def training(history: pd.DataFrame, name: str = "loss", ax: Axes | None = None) -> Axes:
@@ -124,7 +125,7 @@ def _strongest(observed: pd.DataFrame, n_genes: int) -> tuple[pd.Index, pd.Index
     by_row = size.max(axis=1).sort_values(ascending=False).index
     return by_row[:MANY].sort_values(), by_gene[:n_genes].sort_values()
 
-
+# %% ../../nbs/plots/30_predictions.ipynb #18e57755
 def _side_by_side(observed: pd.DataFrame, predicted: pd.DataFrame, ax: Axes) -> None:
     "Two heat maps on one scale, with a gap between them."
     gap = np.full((len(observed), 1), np.nan)

@@ -9,9 +9,10 @@ __all__ = ['cells_per_perturbation', 'quality', 'knockdown', 'perturbations', 'e
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from .style import PALETTE, finish, name_perturbations, own_axis
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from .style import PALETTE, finish, name_perturbations, own_axis
 
 # %% ../../nbs/plots/20_screen.ipynb #371ded29
 def cells_per_perturbation(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -152,7 +153,7 @@ def _change(table: pd.DataFrame) -> tuple[pd.Series, float]:
     high = np.nanmax([*change, 0])
     return change, high + 0.15 * max(high - low, 1)
 
-
+# %% ../../nbs/plots/20_screen.ipynb #2e56e953
 def _mark_unmeasured(x: float, ax: Axes) -> None:
     ax.axvline(x, color=PALETTE["mark"], lw=0.8, ls=":", zorder=0)
     place = dict(transform=ax.get_xaxis_transform(), ha="center", va="bottom")

@@ -35,14 +35,14 @@ def own_axis(ax: Axes | None, width: float = 6.0, height: float = 3.2) -> Axes:
         _, ax = plt.subplots(figsize=(width, height), layout="constrained")
     return ax
 
-
+# %% ../../nbs/plots/10_style.ipynb #6a46e1ea
 def finish(ax: Axes, **labels) -> Axes:
     "Labels, and no frame above and to the right."
     ax.set(**labels)
     sns.despine(ax=ax)
     return ax
 
-
+# %% ../../nbs/plots/10_style.ipynb #a5fd90d7
 def name_perturbations(ax: Axes, names: list) -> None:
     "Names along the x axis, upright; where there are too many, only how many."
     if len(names) > MANY:

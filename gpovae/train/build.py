@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..data.blocks import blocks, dense
@@ -40,7 +41,7 @@ def model_responses(screen: Screen, labels: list[str]) -> Responses:
         )
     return responses.select(labels)
 
-
+# %% ../../nbs/train/10_build.ipynb #b853c797
 def _buffers(responses: Responses, cells: Cells) -> ResponseBuffers:
     "The table as the model keeps it, with the numbers of training cells."
     is_control = cells.label < 0
@@ -56,7 +57,7 @@ class _NetworkPrior(NamedTuple):
     edges: np.ndarray | None  # (n, n) sign of each known edge
     strength: float  # how many confirmed edges they are worth
 
-
+# %% ../../nbs/train/10_build.ipynb #772ad5ce
 def _network_prior(edges: pd.DataFrame | None, strength: float, nodes: pd.Index) -> _NetworkPrior:
     matrix = None if edges is None else prior_matrix(read_prior(edges), nodes)
     return _NetworkPrior(matrix, strength)
@@ -124,7 +125,7 @@ def _counts(screen: Screen, cells: Cells, rows: np.ndarray) -> np.ndarray:
         )
     return x
 
-
+# %% ../../nbs/train/10_build.ipynb #d9a3c806
 def _start_scale(vae, screen, cells, floor, progress):
     "Standardisation of the input, and the decoder's mean composition."
     parts = np.array_split(np.arange(len(cells)), -(-len(cells) // 1024))
@@ -143,7 +144,7 @@ def _moment_log_theta(x: np.ndarray, library: np.ndarray) -> float:
     dispersion = ((x - mu) ** 2 - x).mean() / max((mu**2).mean(), 1e-12)
     return -np.log(np.clip(dispersion, 0.05, 50))
 
-
+# %% ../../nbs/train/10_build.ipynb #43e02fea
 def _target_counts(vae: VAE, cells: Cells) -> np.ndarray:
     """(cells, targets) counts of the genes that each cell's perturbation targets.
 

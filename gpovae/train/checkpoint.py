@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
+from pytorch_lightning.callbacks import Callback
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
 from ..core.errors import GpovaeError
 from ..core.provenance import complete, digest
 from ..data.minibatch import Loader
 from ..data.screen import Key, Screen
 from ..data.stream import DiskRows, by_cell
 from ..model.presets import Settings, translate_settings
-from pytorch_lightning.callbacks import Callback
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 # %% ../../nbs/train/37_checkpoint.ipynb #f2a642aa
 # file name: weights, best weights, moments of Adam, random generators; in its header the history
@@ -124,7 +125,7 @@ class Checkpoint(Callback):
         self.tensors = {}  # of the state that was read
         self.due = 0.0  # when the next state is written
 
-
+# %% ../../nbs/train/37_checkpoint.ipynb #efa51830
 def _part(tensors: dict, name: str) -> dict:
     "Tensors below a name, without it."
     prefix = f"{name}."
@@ -160,12 +161,12 @@ def _judge(self: Checkpoint) -> bool:
     self.stopped = epochs_since_best >= self.patience
     return epochs_since_best == 0
 
-
+# %% ../../nbs/train/37_checkpoint.ipynb #4c270fdc
 @patch
 def on_fit_start(self: Checkpoint, trainer, _):
     trainer.should_stop = self.stopped
 
-
+# %% ../../nbs/train/37_checkpoint.ipynb #18c10740
 @patch
 def on_train_start(self: Checkpoint, trainer, loop):
     "Put back what Lightning has made anew: the optimiser and the noise."
@@ -210,7 +211,7 @@ def _training_tensors(checkpoint: Checkpoint, trainer, loop, is_best: bool) -> d
         tensors |= {f"adam.{i}.{k}": v for k, v in moments.items()}
     return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
 
-
+# %% ../../nbs/train/37_checkpoint.ipynb #e7d29730
 @patch
 def _write(self: Checkpoint, trainer, loop, is_best: bool):
     start = time.monotonic()

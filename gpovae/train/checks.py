@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Collection, Iterable
 
 import numpy as np
+
 from ..core.errors import GpovaeError
 from ..data.labels import CONTROL, canonical, targets
 from ..data.responses import Responses
@@ -78,7 +79,7 @@ def check_screen(screen: Screen) -> None:
             f" {screen.library_size[is_empty][0]:g}. Run gpovae.prepare(adata) again."
         )
 
-
+# %% ../../nbs/train/45_checks.ipynb #8e0d9850
 def _check_responses(screen: Screen) -> None:
     "Does the table of responses fit the nodes?"
     try:

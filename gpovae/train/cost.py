@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from lightning_fabric.utilities import move_data_to_device
+
 from ..core.errors import GpovaeError
 from ..data.minibatch import Cells, Loader
 from .step import TrainingLoop
-from lightning_fabric.utilities import move_data_to_device
 
 # %% ../../nbs/train/35_cost.ipynb #51fb33aa
 class Cost(NamedTuple):
@@ -56,7 +57,7 @@ def _step_seconds(trial: TrainingLoop, loader: Loader, finish: Callable[[], None
             break
     return min(seconds)
 
-
+# %% ../../nbs/train/35_cost.ipynb #dc907da4
 def _validation_seconds(trial: TrainingLoop, loader: Loader, finish: Callable[[], None]) -> float:
     "One step of validation."
     start = time.perf_counter()
@@ -170,7 +171,7 @@ def in_seconds(time: str | float | None) -> float | None:
         )
     return seconds
 
-
+# %% ../../nbs/train/35_cost.ipynb #a391a5db
 def in_bf16(precision: str, device: torch.device) -> bool:
     "Are matrix products to be taken in bfloat16?"
     if precision not in ("auto", "32", "bf16"):

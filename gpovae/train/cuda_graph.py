@@ -10,6 +10,7 @@ __all__ = ['GraphedStep']
 import warnings
 
 import torch
+
 from ..data.minibatch import Batch
 from ..model.objective import objective
 from ..model.presets import Settings

@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from ..core.errors import GpovaeError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from ..core.errors import GpovaeError
 
 # %% ../../nbs/train/30_distributed.ipynb #6802ec4e
 class Group(NamedTuple):
@@ -129,7 +130,7 @@ def _shared_cores(processes: int):
         if not decided:
             del os.environ["OMP_NUM_THREADS"]
 
-
+# %% ../../nbs/train/30_distributed.ipynb #627709c9
 @contextmanager
 def _same_signal_handlers():
     "Puts the handlers back: the elastic agent leaves its own."
@@ -188,7 +189,7 @@ def _importance(failure) -> tuple:
         failure.timestamp,
     )
 
-
+# %% ../../nbs/train/30_distributed.ipynb #fb826dcf
 def _reason(failures: dict, processes: int) -> Exception:
     "The error to raise for failed processes, by their rank."
     rank, failed = min(failures.items(), key=lambda item: _importance(item[1]))

@@ -19,6 +19,9 @@ from typing import NamedTuple
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Timer
+
 from ..core.errors import GpovaeError
 from ..core.options import takes
 from ..data.minibatch import Cells, Loader
@@ -31,8 +34,6 @@ from .cost import announce, cost, in_bf16, in_seconds
 from .distributed import Group, group
 from .options import TrainOptions
 from .step import Progress, TrainingLoop
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Timer
 
 # %% ../../nbs/train/40_loop.ipynb #3ce3d588
 ENDS = dict(
@@ -59,7 +60,7 @@ def _loaders(cells: list[Cells], settings: Settings, seed: int, processes: Group
         validation.loader(settings.batch_size, shuffle=False, **share),
     ]
 
-
+# %% ../../nbs/train/40_loop.ipynb #1e0182f9
 def _timer(limit: float | None, start: float) -> list[Timer]:
     "What ends the training; reading the cells has taken some of the time."
     if limit is None:
@@ -259,7 +260,7 @@ def _split_cells(screen, settings, labels, batches, seed) -> list[Cells]:
         for split in ("train", "validation")
     ]
 
-
+# %% ../../nbs/train/40_loop.ipynb #3e9f8967
 def _train(training: _Training, limit: float | None, progress: bool, others: dict) -> str:
     "Train, and take the best weights; how it ended."
     if training.checkpoint.path:
@@ -273,7 +274,7 @@ def _train(training: _Training, limit: float | None, progress: bool, others: dic
     training.loop.vae.eval().requires_grad_(False).cpu()
     return ended
 
-
+# %% ../../nbs/train/40_loop.ipynb #4b104ead
 def _history(training: _Training, ended: str, progress: bool) -> pd.DataFrame:
     history = pd.DataFrame(training.checkpoint.history)
     history.attrs.update(by=ended, summary=summary(history, ended))

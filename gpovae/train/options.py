@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
+
 from ..core.options import check_settings, option, takes
 
 # %% ../../nbs/train/05_options.ipynb #23f18a5b
@@ -63,5 +64,5 @@ def _documented(**options):
     Raises `GpovaeError` for a value of another type.
     """
 
-
+# %% ../../nbs/train/05_options.ipynb #de2253fc
 TrainOptions.__doc__ = _documented.__doc__  # with a paragraph for each option

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..data.labels import CONTROL, canonical, targets
@@ -42,7 +43,7 @@ def _spread_between(run: Run) -> np.ndarray:
     is_target = [np.isin(run.genes, targets(p)) for p in run.labels]
     return between(trained.X, trained.layers["spread"], np.array(is_target))
 
-
+# %% ../../nbs/train/60_predictions.ipynb #0de64266
 def _predict_unseen(run: Run, names: list[str], cache: dict, prior, progress: bool):
     "Effect, mean and spread (3, perturbations, genes), and the evidence of each."
     if removed := removed_edges(run):
@@ -74,7 +75,7 @@ def removed_edges(run: Run) -> str:
     names = run.nodes.index
     return ", ".join(f"{names[target]} > {names[source]}" for target, source in removed)
 
-
+# %% ../../nbs/train/60_predictions.ipynb #754f35d2
 def check_prior(run: Run, unseen: str, prior: pd.DataFrame | None) -> None:
     "Raise `GpovaeError` where a prior network would be of no use."
     if prior is not None and unseen == "refuse":
@@ -127,7 +128,7 @@ def _warn_of_guesses(names: list[str]) -> None:
         stacklevel=5,
     )
 
-
+# %% ../../nbs/train/60_predictions.ipynb #f8db9cf9
 def _as_anndata(run: Run, names: list[str], effects: np.ndarray, evidence) -> ad.AnnData:
     "Predictions with the residual correction; `effects`: effect, mean and spread."
     effect, mean, spread = effects
@@ -230,7 +231,7 @@ def check_source(run: Run, perturbation: str) -> None:
                 f"{gene!r} was never perturbed in training cells, so its edges are not known."
             )
 
-
+# %% ../../nbs/train/60_predictions.ipynb #3f8d33d6
 def compared(
     run: Run, why: Explanation, perturbation: str, target: str, effect: np.ndarray
 ) -> Explanation:
@@ -300,7 +301,7 @@ def check_split(run: Run, screen: Screen) -> None:
             " score it with gpovae.evaluate.score."
         )
 
-
+# %% ../../nbs/train/60_predictions.ipynb #b50860a2
 def tested_perturbations(run: Run, screen: Screen) -> tuple[list[str], list[str]]:
     "Perturbations with test cells: those that were trained, and the others."
     tested = sorted(set(screen.labels[screen.rows("test", fail=False)]) - {CONTROL})
@@ -318,7 +319,7 @@ def known_cells(run: Run, adata: ad.AnnData, split: str | None = None) -> tuple[
     is_known = np.isin(Screen(adata).labels, [*run.labels, CONTROL])
     return is_known, Cells(Screen(adata[is_known]), split, run.labels, run.batches)
 
-
+# %% ../../nbs/train/60_predictions.ipynb #edbc7731
 def _bound(vae: VAE, batch: Batch, label: torch.Tensor, n_particles: int, seed: int) -> np.ndarray:
     "The bound of a batch under some labels."
     relabelled = batch._replace(label=label)

@@ -20,6 +20,10 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .. import __version__
 from ..core.errors import GpovaeError
 from ..core.provenance import complete
 from ..data.files import read_screen
@@ -31,10 +35,6 @@ from ..model.response_buffers import ResponseBuffers
 from ..model.vae import VAE
 from .build import Built, assemble
 from .checkpoint import STATE
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
-from .. import __version__
 
 # %% ../../nbs/train/50_run.ipynb #e2eb2a96
 class ResidualCorrection(NamedTuple):
@@ -394,7 +394,7 @@ def _empty_responses(tensors: dict, n: int) -> ResponseBuffers:
     targeted = [[node for node in row if node < n] for row in table]  # n pads
     return ResponseBuffers.empty(targeted, n)
 
-
+# %% ../../nbs/train/50_run.ipynb #b7dfa1a4
 def _filled(path: Path, settings: Settings, nodes: pd.DataFrame, s: dict, tensors: dict) -> VAE:
     "The model with its saved tensors."
     n_genes, n_batches = len(s["genes"]), len(s["batches"])

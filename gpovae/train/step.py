@@ -13,6 +13,8 @@ import threading
 import pytorch_lightning as pl
 import torch
 from fastcore.basics import patch
+from pytorch_lightning.callbacks import Callback
+
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..data.minibatch import Batch, Cells
@@ -21,7 +23,6 @@ from ..model.objective import all_cells, draw, objective
 from ..model.presets import Settings
 from ..model.vae import VAE, Noise
 from .cuda_graph import GraphedStep
-from pytorch_lightning.callbacks import Callback
 
 # %% ../../nbs/train/33_step.ipynb #8a996a9a
 def plate_counts(vae: VAE, cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,7 +123,7 @@ def _terms(self: TrainingLoop, stage: str, batch: Batch, noise: tuple, counts=No
     self._add(stage, terms | dict(total=loss), len(all_cells(batch).label))
     return loss
 
-
+# %% ../../nbs/train/33_step.ipynb #f5961b21
 @patch
 def _check_finite(self: TrainingLoop, stage: str, batch: Batch, noise: tuple, terms: dict):
     if torch.isfinite(terms["total"]):
@@ -143,7 +144,7 @@ def _add(self: TrainingLoop, stage: str, terms: dict, n_cells: int):
     values = torch.stack([*terms.values(), torch.ones_like(terms["total"])])
     self.sums[stage] = names, total + n_cells * values.detach()
 
-
+# %% ../../nbs/train/33_step.ipynb #b6e8eabc
 @patch
 def on_validation_epoch_end(self: TrainingLoop):
     "An epoch ends with its validation: one row of the history."
@@ -161,18 +162,18 @@ def on_fit_start(self: TrainingLoop):
     self.noise = torch.Generator(self.device).manual_seed(self.seed)
     self.fixed = torch.Generator(self.device)  # drawn where it is used
 
-
+# %% ../../nbs/train/33_step.ipynb #05dadbe5
 @patch
 def training_step(self: TrainingLoop, batch: Batch, _):
     noise = draw(self.vae, batch, self.settings, self.noise)
     return self._terms("train", batch, noise)
 
-
+# %% ../../nbs/train/33_step.ipynb #3b1c3e66
 @patch
 def on_validation_epoch_start(self: TrainingLoop):
     self.fixed.manual_seed(self.seed + 1)
 
-
+# %% ../../nbs/train/33_step.ipynb #960861c3
 @patch
 def validation_step(self: TrainingLoop, batch: Batch, _):
     generator = self.noise if self.settings.validation == "total" else self.fixed
@@ -186,7 +187,7 @@ def on_train_start(self: TrainingLoop):
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-
+# %% ../../nbs/train/33_step.ipynb #238e5d63
 @patch
 def configure_optimizers(self: TrainingLoop):
     return torch.optim.Adam(
