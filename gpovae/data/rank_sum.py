@@ -21,7 +21,7 @@ from .labels import CONTROL
 from .responses import strata
 from .screen import Screen
 
-# %% ../../nbs/data/65_rank_sum.ipynb #f1010a32
+# %% ../../nbs/data/65_rank_sum.ipynb #b5eb7bc1
 class _Stratum(NamedTuple):
     "The cells of one stratum."
 
@@ -86,7 +86,7 @@ def _sorted_groups(values, label):
     order = order[np.argsort(label[order], kind="mergesort")]
     return values[order], label[order]
 
-# %% ../../nbs/data/65_rank_sum.ipynb #06dc7c94
+# %% ../../nbs/data/65_rank_sum.ipynb #6ca96643
 @numba.njit(nogil=True, cache=True)
 def _add_gene(values, label, stratum, excess, variance):
     "Add one gene of one stratum, given its positive values and their labels."
@@ -147,7 +147,7 @@ def _columns(screen, cells):
         columns.eliminate_zeros()
         yield j, columns
 
-# %% ../../nbs/data/65_rank_sum.ipynb #162e8b2c
+# %% ../../nbs/data/65_rank_sum.ipynb #c104ba4a
 def _add_stratum(screen, cells, stratum, statistic):
     "Add one stratum, whose cells are at positions `cells` of the screen."
     library = screen.library_size.astype(float)[cells]
@@ -163,6 +163,7 @@ def rank_sum_test(screen: Screen, rows, progress: bool = False) -> np.ndarray:
     Parameters
     ----------
     screen : Screen
+        Registered.
     rows : array of int
         Positions of cells, controls among them.
     progress : bool, default False
@@ -171,7 +172,7 @@ def rank_sum_test(screen: Screen, rows, progress: bool = False) -> np.ndarray:
     Returns
     -------
     ndarray (R, genes)
-        p-values against controls of the same batches, perturbations in sorted order.
+        P-values against controls of the same batches, perturbations in sorted order.
     """
     rows = np.asarray(rows)
     labels = screen.labels[rows]

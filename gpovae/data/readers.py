@@ -7,7 +7,7 @@ one column of labels."""
 # %% auto #0
 __all__ = ['whole_counts']
 
-# %% ../../nbs/data/43_readers.ipynb #62e2396f
+# %% ../../nbs/data/43_readers.ipynb #aa703119
 import re
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def tap_seq(expression: Path, guides: Path) -> ad.AnnData:
     counts = sp.csr_matrix(table.to_numpy(np.float32)[has_guide])
     return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=table.columns))
 
-# %% ../../nbs/data/43_readers.ipynb #f37cb642
+# %% ../../nbs/data/43_readers.ipynb #00b86519
 def _least_multiples(ratio: np.ndarray, indptr: np.ndarray, largest: int) -> np.ndarray:
     "(cells,) least whole number by which all ratios of a cell become whole; 0 for none."
     multiple = np.zeros(len(indptr) - 1)
@@ -57,7 +57,7 @@ def whole_counts(X, scale: float = 1e4, largest: int = 12) -> tuple[sp.csr_matri
     Parameters
     ----------
     X : array or sparse matrix (cells, genes)
-        log(1 + scale c / n).
+        Logarithms log(1 + scale c / n).
     scale : float, default 10000.0
         To which depth was normalised.
     largest : int, default 12
@@ -90,7 +90,7 @@ def whole_counts(X, scale: float = 1e4, largest: int = 12) -> tuple[sp.csr_matri
     X.data = np.rint(ratio * np.repeat(multiple, n))
     return X.astype(np.float32), scale * multiple / smallest
 
-# %% ../../nbs/data/43_readers.ipynb #6eed1f19
+# %% ../../nbs/data/43_readers.ipynb #35c582c3
 def _refuse_cell(is_bad, message: str) -> None:
     if is_bad.any():
         raise GpovaeError(message.format(np.flatnonzero(is_bad)[0]))
