@@ -25,7 +25,7 @@ import gpovae
 from gpovae import GPOVAE, GpovaeError
 from gpovae.app.cli import main
 from gpovae.core.provenance import complete
-from gpovae.data import files, matching, pipeline, prepare, quality
+from gpovae.data import matching, prepare, quality
 from gpovae.data.files import open_screen
 from gpovae.train import checkpoint
 from gpovae.train.checkpoint import STATE, Checkpoint
@@ -67,7 +67,7 @@ def in_epoch(epoch, how=die):
 
 def before_moving(name):
     replace = os.replace
-    files.os.replace = lambda a, b: die() if Path(b).name == name else replace(a, b)
+    os.replace = lambda a, b: die() if Path(b).name == name else replace(a, b)
 
 
 def in_the_middle_of(module, name, target):
@@ -95,7 +95,7 @@ POINTS = {
         f"before {n} is moved": functools.partial(before_moving, n)
         for n in (STATE, *RUN, "prepared.h5ad", "report.html")
     },
-    "fourth step": lambda: setattr(pipeline, "graph_nodes", die),
+    "fourth step": lambda: setattr(prepare, "graph_nodes", die),
     "all is done": lambda: [
         setattr(module, "choose_rho" if module is matching else "find_doublets", die)
         for module in (quality, matching)
@@ -424,7 +424,7 @@ def test_what_the_state_costs(place, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "complete", lambda *a: (times.append(1), complete_(*a))[1])
     # 50 x 0.05 s: not again within 2.5 s
     monkeypatch.setattr(checkpoint, "save_file", lambda *a: __import__("time").sleep(0.05))
-    monkeypatch.setattr(files.os, "replace", lambda *a: None)
+    monkeypatch.setattr(os, "replace", lambda *a: None)
     train(ad.read_h5ad(place / "screen.h5ad"), tmp_path, epochs=8)
     assert len(times) == 2  # after the first epoch, and at the end
 
@@ -457,7 +457,7 @@ def test_ctrl_c_says_how_to_go_on(place, tmp_path, monkeypatch):
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gpovae.data.pipeline.match_controls", pressed)
+    monkeypatch.setattr(prepare, "match_controls", pressed)
     status, text = run("prepare", place / "raw.h5ad", tmp_path / "p.h5ad", "--quiet")
     assert (
         status == 130
@@ -477,7 +477,7 @@ def test_ctrl_c_says_how_to_go_on(place, tmp_path, monkeypatch):
 def test_a_full_disk_is_one_line(place, tmp_path, monkeypatch):
     "What h5py, safetensors and Python say of it; nothing is left."
     usage = shutil.disk_usage
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda p: usage(p)._replace(free=2**22))
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: usage(p)._replace(free=2**22))
     result = CliRunner().invoke(
         main, ["prepare", str(place / "raw.h5ad"), str(tmp_path / "p.h5ad"), "--quiet"]
     )
