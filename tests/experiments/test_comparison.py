@@ -93,7 +93,7 @@ def test_seeds_are_no_screens():
 
 def test_without_a_difference_five_percent_are_sure():
     rng = np.random.default_rng(0)
-    n = 400
+    n = 600
     sure = []
     for _ in range(n):
         level = rng.normal(0, 1, 5)  # screens differ far more than methods do
