@@ -197,16 +197,18 @@ def _is_finished(training: _Training) -> bool:
     "Does the folder hold the run that is asked for? A run of another training is refused."
     if not (training.folder / "settings.json").exists() or training.state.exists():
         return False
+    from gpovae.api import differences
+
     names = ("seed", "max_epochs", "prior", "prior_strength")
-    wanted = [training.options[name] for name in names]
+    wanted = {name: training.options[name] for name in names}
     model = _model(training.prepared, True, **training.model)
-    difference = model._differs(training.folder, *wanted)
-    if difference:
+    different = differences(model, training.folder, **wanted)
+    if different:
         raise GpovaeError(
-            f"{training.folder} holds a finished run of another training ({difference}). Name"
-            " another folder as --out, or replace that run: --force."
+            f"{training.folder} holds a finished run of another training ({', '.join(different)})."
+            " Name another folder as --out, or replace that run: --force."
         )
-    return difference == ""
+    return different == []
 
 # %% ../../nbs/app/30_fit.ipynb #fab533fb
 def _train(training: _Training, is_first: bool) -> None:
@@ -217,7 +219,7 @@ def _train(training: _Training, is_first: bool) -> None:
     try:
         model.train(progress=not quiet, directory=training.folder, **options)
     except KeyboardInterrupt:
-        if model.anchor is None:
+        if model.run is None:
             raise
     if is_first:
         model.save(training.folder, data=training.prepared)

@@ -135,7 +135,8 @@ def _fits(value, kind) -> bool:
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in arguments
     if get_origin(kind) is tuple:
-        is_sequence = isinstance(value, (tuple, list)) and len(value) == len(arguments)
+        is_sequence = isinstance(value, _collections()) and not isinstance(value, set)
+        is_sequence = is_sequence and len(value) == len(arguments)
         return is_sequence and all(map(_fits, value, arguments))
     if get_origin(kind) is list:
         return isinstance(value, _collections()) and all(_fits(v, arguments[0]) for v in value)

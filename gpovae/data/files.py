@@ -12,14 +12,11 @@ from pathlib import Path
 import anndata as ad
 import h5py
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..core.provenance import room
-from .cell_ranger import top_guide as top_guide
-from .layouts import read_cells as read_cells
 from .layouts import source as source
 from .reorder import Source
 from .screen import Key

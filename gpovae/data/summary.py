@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 import anndata as ad
-import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 

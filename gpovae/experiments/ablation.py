@@ -197,7 +197,7 @@ def plain_vaes(model: GPOVAE, progress: bool = False) -> dict[str, GPOVAE]:
     dict[str, GPOVAE]
         Name -> trained model, as `GPOVAE.evaluate(others=)` takes them.
     """
-    blind = model._data().copy()
+    blind = model.adata.copy()
     blind.obs[Key.fail] = False  # nobody looks at quality
     changes = asdict(model.settings) | _WITHOUT_ALIGNMENT
     with warnings.catch_warnings():

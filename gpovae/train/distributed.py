@@ -227,7 +227,3 @@ def run_worker(work) -> None:
     except Exception as e:
         handler.record_exception(e)
         sys.exit(getattr(e, "exit_code", 1))
-
-# %% ../../nbs/train/30_distributed.ipynb #f65cc99c
-# the name of 0.1.0: until gpovae.app.cli calls run_worker
-told = run_worker

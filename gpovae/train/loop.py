@@ -281,8 +281,3 @@ def _history(training: _Training, ended: str, progress: bool) -> pd.DataFrame:
     if progress and training.processes.rank == 0:
         print(f"training: {history.attrs['summary']}", file=sys.stderr)
     return history
-
-# %% ../../nbs/train/40_loop.ipynb #11c2e541
-# names of 0.1.0's module, until the other chapters import them from where they are now
-from .build import build  # noqa: E402, F401, F811
-from .checkpoint import STATE  # noqa: E402, F401

@@ -7,27 +7,34 @@ on what it runs, and what was known before. Written once, for Python and for the
 __all__ = ['TrainOptions']
 
 # %% ../../nbs/train/05_options.ipynb #5ca53418
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import pandas as pd
+from ..core.options import check_fields, documented, option
 
-from ..core.options import check_settings, option, takes
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/train/05_options.ipynb #23f18a5b
+@documented
 @dataclass(frozen=True)
 class TrainOptions:
-    "How a training is run."
+    """How a training is run: `GPOVAE.train(...)` and `gpovae train` take these options.
+
+    Raises `GpovaeError` for a value of another type.
+    """
 
     max_epochs: int | None = option(
-        None, "At most so many passes over the training cells; None takes the preset's number."
+        None, "At most so many passes over the training cells; None: the preset's number."
     )
     max_time: str | float | None = option(
-        None, "End training after it, with the best weights so far: 30m, 2h, 01:30:00, or seconds."
+        None,
+        "End training after it, with the best weights so far: 30m, 2h, 01:30:00, or seconds;"
+        " None: no limit.",
     )
     seed: int = option(0, "Decides initial weights, the order of the cells and all noise.")
-    accelerator: Literal["auto", "cpu", "gpu"] = option(
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option(
         "auto", "What computes; auto takes a GPU where there is one."
     )
     precision: Literal["auto", "32", "bf16"] = option(
@@ -39,12 +46,12 @@ class TrainOptions:
     devices: int | None = option(
         None,
         "Processes that share every batch, one for each GPU or some cores of this machine; more"
-        " than one only from a shell.",
+        " than one only from a shell; None: 1, or those that torchrun or Slurm started.",
     )
     strategy: Literal["auto", "ddp"] = option(
         "auto", "ddp is how several processes share a batch; under Slurm it must be given."
     )
-    prior: pd.DataFrame | str | Path | None = option(
+    prior: "pd.DataFrame | str | Path | None" = option(
         None,
         "Known edges: a table with source, target and, if known, sign, or a file of any list that"
         " `evaluate.curated.read_network` reads; believed as far as the screen confirms them.",
@@ -54,15 +61,4 @@ class TrainOptions:
     )
 
     def __post_init__(self):
-        check_settings(vars(self), {f.name: f.type for f in fields(self)})
-
-# %% ../../nbs/train/05_options.ipynb #5d0c70a1
-@takes(TrainOptions)
-def _documented(**options):
-    """How a training is run: `GPOVAE.train(...)` and `gpovae train` take these options.
-
-    Raises `GpovaeError` for a value of another type.
-    """
-
-# %% ../../nbs/train/05_options.ipynb #de2253fc
-TrainOptions.__doc__ = _documented.__doc__  # with a paragraph for each option
+        check_fields(self)

@@ -113,7 +113,7 @@ def step():
     vae = VAE(
         c["G"],
         ALL,
-        GRN(c["T"], signed=False, hops=s.max_path_length - 1, edge_prior=s.edge_prior),
+        GRN(c["T"], signed=False, max_path_length=s.max_path_length, edge_prior=s.edge_prior),
         P,
         **s.architecture(),
     )

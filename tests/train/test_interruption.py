@@ -25,7 +25,7 @@ import gpovae
 from gpovae import GPOVAE, GpovaeError
 from gpovae.app.cli import main
 from gpovae.core.provenance import complete
-from gpovae.data import matching, prepare, quality
+from gpovae.data import matching, pipeline, prepare, quality
 from gpovae.data.files import open_screen
 from gpovae.train import checkpoint
 from gpovae.train.checkpoint import STATE, Checkpoint
@@ -95,7 +95,7 @@ POINTS = {
         f"before {n} is moved": functools.partial(before_moving, n)
         for n in (STATE, *RUN, "prepared.h5ad", "report.html")
     },
-    "fourth step": lambda: setattr(prepare, "graph_nodes", die),
+    "fourth step": lambda: setattr(pipeline, "graph_nodes", die),
     "all is done": lambda: [
         setattr(module, "choose_rho" if module is matching else "find_doublets", die)
         for module in (quality, matching)
@@ -457,7 +457,7 @@ def test_ctrl_c_says_how_to_go_on(place, tmp_path, monkeypatch):
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "match_controls", pressed)
+    monkeypatch.setattr("gpovae.data.pipeline.match_controls", pressed)
     status, text = run("prepare", place / "raw.h5ad", tmp_path / "p.h5ad", "--quiet")
     assert (
         status == 130
