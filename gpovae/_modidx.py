@@ -1694,6 +1694,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'gpovae.network.chain._learn_slab': ('network/chain.html#_learn_slab', 'gpovae/network/chain.py'),
                                       'gpovae.network.chain._loops': ('network/chain.html#_loops', 'gpovae/network/chain.py'),
                                       'gpovae.network.chain._may_regulate': ('network/chain.html#_may_regulate', 'gpovae/network/chain.py'),
+                                      'gpovae.network.chain._moved': ('network/chain.html#_moved', 'gpovae/network/chain.py'),
                                       'gpovae.network.chain._prior': ('network/chain.html#_prior', 'gpovae/network/chain.py'),
                                       'gpovae.network.chain._regression': ('network/chain.html#_regression', 'gpovae/network/chain.py'),
                                       'gpovae.network.chain._similar': ('network/chain.html#_similar', 'gpovae/network/chain.py'),

@@ -232,16 +232,21 @@ def _prior(chain: Chain) -> gibbs.SpikeAndSlab:
     )
 
 # %% ../../nbs/network/30_chain.ipynb #ad9ae55b
-def _loops(chain: Chain) -> gibbs.Loops:
+def _moved(chain: Chain) -> np.ndarray:
+    "(n,) in how many perturbations each node moves."
     table = chain.table
+    share = np.where(table.explained, chain.x**2 / (chain.x**2 + table.variance), 0)
+    return share.sum(0, dtype=np.float32)
+
+
+def _loops(chain: Chain, moved: np.ndarray) -> gibbs.Loops:
     W = chain.sample.effect.T
     # equation network.gibbs.3
     T = np.linalg.inv(np.eye(len(W)) - W)
     feedback = (T / T.diagonal()[:, None]).astype(np.float32)
     np.fill_diagonal(feedback, 0)
-    share = np.where(table.explained, chain.x**2 / (chain.x**2 + table.variance), 0)
     slack = (1 / T.diagonal()).astype(np.float32)
-    return gibbs.Loops(slack, feedback, share.sum(0, dtype=np.float32))
+    return gibbs.Loops(slack, feedback, moved)
 
 # %% ../../nbs/network/30_chain.ipynb #8fdc2697
 def _turn(candidates: np.ndarray, targets: np.ndarray, width: int, rng) -> gibbs.Turn:
@@ -263,11 +268,12 @@ def draw(chain: Chain) -> None:
     else:
         size = (chain.x[:, table.regulators] ** 2).sum(0)
         order = table.regulators[np.argsort(-size)]
+    moved = _moved(chain)
     before = sample.mean.copy()
     pairs = rng.permutation(chain.similar)[: 3 * n]
 
     for half in np.array_split(rng.permutation(n), 2):
-        loops = _loops(chain)
+        loops = _loops(chain, moved)
         gibbs.draw_targets(data, prior, loops, sample, _turn(order, half, n, rng))
         if len(pairs):
             gibbs.swap_pairs(data, prior, loops, sample, _turn(pairs, half, len(pairs), rng))
