@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ..core.errors import GpovaeError
-from .cell_ranger import top_guide
+from .files import top_guide
 
 # %% ../../nbs/data/43_readers.ipynb #a60683a7
 def tap_seq(expression: Path, guides: Path) -> ad.AnnData:
@@ -117,7 +117,7 @@ def pair_label(label: str) -> str:
     "`A_B`, of the Norman screen, as `A+B`."
     return label.replace("_", "+")
 
-# %% ../../nbs/data/43_readers.ipynb #45e91174
+
 def construct_target(label: str) -> str | float:
     "Gene that a construct of the Adamson screen targets; `control` for none, NaN if not known."
     if not isinstance(label, str) or label in ("*", "nan", "<NA>", ""):

@@ -72,7 +72,7 @@ class FoldChanges(NamedTuple):
     se: np.ndarray  # (R, genes) standard errors
     cells: np.ndarray  # (R,) perturbed cells behind each row
 
-# %% ../../nbs/data/60_responses.ipynb #3c2d9b33
+
 def _counting_noise(screen, groups):
     "Half a UMI in each group of perturbed cells, and what a mean adds to the Poisson variance."
     library = screen.library_size.astype(float)
@@ -187,7 +187,7 @@ def measured(self: Responses) -> np.ndarray:
     "(R, n) bool: was a log fold change measured."
     return np.isfinite(self.lfc)
 
-# %% ../../nbs/data/60_responses.ipynb #ab8436f7
+
 @patch
 def select(self: Responses, perturbations) -> Responses:
     "The rows of these perturbations, in the order given. Raises `GpovaeError` for a missing one."
@@ -198,7 +198,7 @@ def select(self: Responses, perturbations) -> Responses:
     by_row = ("lfc", "se", "cells", "perturbations")
     return replace(self, **{name: np.asarray(getattr(self, name))[rows] for name in by_row})
 
-# %% ../../nbs/data/60_responses.ipynb #a6b79e1c
+
 @patch
 def to_frame(self: Responses, values: str = "lfc") -> pd.DataFrame:
     'DataFrame, perturbations x nodes: "lfc" or "se".'
@@ -262,7 +262,7 @@ def write(self: Responses, adata: ad.AnnData) -> None:
         cells=self.cells,
     )
 
-# %% ../../nbs/data/60_responses.ipynb #422dd7d8
+
 @patch(cls_method=True)
 def read(cls: Responses, adata: ad.AnnData) -> Responses:
     "The table of a prepared screen. Raises `GpovaeError` where it is missing."

@@ -49,15 +49,7 @@ def particles(
     generator = torch.Generator().manual_seed(seed)
     nodes = len(vae.perturbations.nodes_of(batch.label))
     for done in range(0, n, block):
-        yield draw_noise(
-            min(block, n - done),
-            nodes,
-            len(batch.label),
-            vae.grn.n,
-            vae.latent,
-            generator,
-            batch.x.device,
-        )
+        yield draw_noise(vae, min(block, n - done), nodes, len(batch.label), generator)
 
 # %% ../../nbs/model/77_iwelbo.ipynb #a32fe178
 class _Shared(NamedTuple):

@@ -587,7 +587,7 @@ def test_genes_of_a_large_stratum_are_tested_slab_by_slab(monkeypatch):
     s = register(a, "gene", "non-targeting")
     rows = np.arange(a.n_obs)
     whole = rank_sum_test(s, rows)
-    monkeypatch.setattr("gpovae.data.nodes.BLOCK", 2000)
+    monkeypatch.setattr("gpovae.data.rank_sum.BLOCK", 2000)
     monkeypatch.setattr("gpovae.data.blocks.BLOCK", 5000)
     np.testing.assert_allclose(rank_sum_test(s, rows), whole, rtol=1e-12)
 

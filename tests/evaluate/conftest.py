@@ -1,5 +1,5 @@
 "Fixtures that several files of this folder take."
 
-from tiny import small
+from screens import small
 
 __all__ = ["small"]

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy.stats import mannwhitneyu, norm, rankdata, wasserstein_distance
-from tiny import screen
+from screens import screen
 
 from gpovae.core.errors import GpovaeError
 from gpovae.data.expression import log_normalised
