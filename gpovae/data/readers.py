@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ..core.errors import GpovaeError
-from .files import top_guide
+from .cell_ranger import top_guide
 
 # %% ../../nbs/data/43_readers.ipynb #a60683a7
 def tap_seq(expression: Path, guides: Path) -> ad.AnnData:
