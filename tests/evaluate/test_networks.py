@@ -17,7 +17,6 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy.stats import mannwhitneyu, norm, rankdata, wasserstein_distance
-from screens import screen
 
 from gpovae.core.errors import GpovaeError
 from gpovae.data.expression import log_normalised
@@ -37,6 +36,7 @@ from gpovae.evaluate.rankings import (
 from gpovae.evaluate.truth import calibration, truth_scores
 
 from places import FIXTURES
+from screens import screen
 
 DATA = FIXTURES
 
