@@ -378,7 +378,13 @@ def quality_run(preset, path, budget, every, seed, threads=1):
     start = time.perf_counter()
     vae, model.labels, model.batches = build(screen, s, seed)
     cells = Cells(
-        screen, "train", model.labels, model.batches, s.partner, s.alignment_target == "cells", seed
+        screen,
+        "train",
+        model.labels,
+        model.batches,
+        s.partner,
+        s.alignment_target == "cells",
+        seed=seed,
     )
     spent = time.perf_counter() - start
     scored = 0.0

@@ -1,12 +1,12 @@
-"""Modules:
-
-- `gpovae.network.grn`: The parameters that create perturbation effects are a gene regulatory network: along its paths, direct effects must add up to the effects that were measured. This is the contribution of the GPO-VAE paper, here as published, and in a form that can tell a direct edge from an indirect effect."""
+"""Perturb-seq effects and the gene network that explains them."""
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-_lazy = {  # name: (module, attribute or None for the module itself); imported on first use, so that `import gpovae` stays fast
+# name: (module, attribute; None: the module itself), imported on first use so that `import gpovae`
+# stays fast
+_lazy = {
     "datasets": ("gpovae.data.datasets", None),
     "prepare": ("gpovae.data.prepare", "prepare"),
     "prepare_file": ("gpovae.data.prepare", "prepare_file"),

@@ -323,7 +323,7 @@ def _interrupted(self: GPOVAE, directory) -> str:
 @patch
 def predict(
     self: GPOVAE,
-    perturbations: Sequence[str] | str | None = None,
+    perturbations: list[str] | str | None = None,
     *,
     unseen: str = "refuse",
     prior: pd.DataFrame | None = None,
@@ -384,7 +384,7 @@ def _predict(self: GPOVAE, perturbations, unseen: str, prior, progress: bool) ->
 @patch
 def sample(
     self: GPOVAE,
-    perturbations: Sequence[str] | str | None = None,
+    perturbations: list[str] | str | None = None,
     n_cells: int = 200,
     *,
     unseen: str = "refuse",

@@ -97,7 +97,7 @@ def _lane_numbers(names, lanes: list[str]) -> np.ndarray:
 class Cells(Dataset):
     """The cells of one split. Indexing with a list of positions gives a `Batch`."""
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         screen: Screen,
         split: str = "train",
@@ -105,6 +105,7 @@ class Cells(Dataset):
         batches: list[str] | None = None,  # lanes as the model numbers them; None: all here
         partner: str = "mean",  # other quality, mean composition; "median": failing, published
         cell_shift: bool = False,  # give the published difference of every cell as well
+        *,
         seed: int = 0,  # of the draws of "median"
     ):
         self.screen = screen

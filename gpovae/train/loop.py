@@ -256,7 +256,7 @@ def _split_cells(screen, settings, labels, batches, seed) -> list[Cells]:
     "Cells of training and of validation, with the partners that the objective compares them with."
     per_cell = settings.alignment_target == "cells"
     return [
-        Cells(screen, split, labels, batches, settings.partner, per_cell, seed)
+        Cells(screen, split, labels, batches, settings.partner, per_cell, seed=seed)
         for split in ("train", "validation")
     ]
 

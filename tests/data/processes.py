@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from gpovae.data import blocks, files, matching, prepare, rank_sum, reorder
+from gpovae.data import blocks, files, matching, pipeline, prepare, rank_sum, reorder
 
 FOLDER = Path(sys.argv[1])
 SIZES, GENES = json.loads(sys.argv[2])
@@ -24,7 +24,7 @@ CASES, STEPS = map(json.loads, sys.argv[3:])
 # where a case stops: the module, its function, and which call of it
 PLACES = dict(
     copying=(reorder, "tidy", 3),
-    matching=(prepare, "match_controls", 1),
+    matching=(pipeline, "match_controls", 1),
     writing=(prepare, "write_annotations", 8),
 )
 
@@ -52,7 +52,7 @@ def set_block(size):
 
 def leave_out_steps():
     for step in STEPS:
-        setattr(prepare, step, lambda *_, **__: {})
+        setattr(pipeline, step, lambda *_, **__: {})
 
 
 def run(raw, target, **settings):

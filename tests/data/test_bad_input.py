@@ -788,14 +788,14 @@ ALTERED = {
     "without perturbations": (drop("uns", Key.perturbations), WORKS),
     "screen is empty": (lambda a: a.uns.__setitem__(Key.screen, {}), "gpovae.prepare"),
     "nodes without names": (gone(Key.nodes, "names"), "[Nn]odes"),
-    "shifts without se": (gone(Key.responses, "se"), "shifts"),
+    "shifts without se": (gone(Key.responses, "se"), "table of responses"),
     "shifts of NaN": (
         lambda a: a.uns[Key.responses].update(mean=a.uns[Key.responses]["mean"] * nan),
         WORKS,
     ),
     "shifts of another size": (
         lambda a: a.uns[Key.responses].update(mean=a.uns[Key.responses]["mean"][:, :-1]),
-        "shift",
+        "table of responses",
     ),
     "nodes of another screen": (
         lambda a: a.uns[Key.nodes].update(

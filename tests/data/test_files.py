@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 import gpovae.data.blocks
 import gpovae.data.matching
-import gpovae.data.prepare
+import gpovae.data.pipeline
 import gpovae.data.rank_sum
 from gpovae.app.cli import main
 from gpovae.core.errors import GpovaeError
@@ -72,7 +72,7 @@ STEPS = (
 def light(monkeypatch):
     "Register the screen and leave out the steps, where only reading and writing is asked about."
     for step in STEPS:
-        monkeypatch.setattr(gpovae.data.prepare, step, lambda *_, **__: {})
+        monkeypatch.setattr(gpovae.data.pipeline, step, lambda *_, **__: {})
 
 
 @pytest.fixture(scope="module")
