@@ -111,7 +111,7 @@ def _execute(cells: list, folder: Path, answers) -> None:
     try:
         for cell in cells:
             with shell.kept() as kept:
-                result = shell.run_cell(cell.source)
+                result = shell.run_cell(cell.source, store_history=True)  # or `;` is not seen
             if not result.success:
                 error = result.error_before_exec or result.error_in_exec
                 lines = "".join(traceback.format_exception(error)[-8:])

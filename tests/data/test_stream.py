@@ -22,7 +22,7 @@ from lightning_fabric.utilities.apply_func import move_data_to_device
 
 import gpovae.data.blocks
 import gpovae.data.minibatch
-import gpovae.train.loop
+import gpovae.train.build
 from gpovae import GPOVAE, datasets, prepare
 from gpovae.app.cli import main
 from gpovae.core.errors import GpovaeError
@@ -277,7 +277,9 @@ def late_loss(screen):
     )
     vae, labels, batches = build(screen, settings)
     return (
-        fit(vae, screen, settings, labels, batches, 0, 4, progress=False).validation_loss[1:].mean()
+        fit(vae, screen, settings, labels, batches, max_epochs=4, progress=False)
+        .validation_loss[1:]
+        .mean()
     )
 
 
@@ -345,7 +347,7 @@ def around_training(screen):
 def test_memory_does_not_follow_the_cells(memory, tmp_path, monkeypatch):
     monkeypatch.setattr(gpovae.data.blocks, "BLOCK", 90 * 200)
     # takes long, and no cells
-    monkeypatch.setattr(gpovae.train.loop, "fit_network", lambda *_, **__: None)
+    monkeypatch.setattr(gpovae.train.build, "fit_network", lambda *_, **__: None)
     whole, counts = growth(memory, tmp_path, lambda screen: screen.counts[:])
     assert whole > 0.9 * counts  # what the bound below would catch
     for name in ("to_memory", "__getitem__"):
