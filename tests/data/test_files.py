@@ -522,9 +522,9 @@ SETTINGS = {
 def test_settings_mean_the_same_as_in_memory(name, base, tmp_path, monkeypatch):
     # that rule asks for more cells
     monkeypatch.setattr(
-        gpovae.data.prepare,
+        gpovae.data.pipeline,
         "strong_cells",
-        lambda work, _: (
+        lambda work, summary: (
             np.isin(Screen(work).labels, ["control", "KLF1", "MYC"])
             & (np.arange(work.n_obs) % 7 > 0),
             pd.DataFrame(dict(outcome=["strong"])),
@@ -928,7 +928,7 @@ def test_a_second_run_does_nothing(base, tmp_path, monkeypatch, light):
         forbid(
             m,
             "prepare.complete",
-            "prepare._steps",
+            "prepare.prepared",
             "prepare.source",
             "prepare.write_screen",
             "prepare.write_annotations",
@@ -981,7 +981,7 @@ def test_a_changed_table_of_cells_is_noticed(base, tmp_path, light):
 
 def named_are_strong(monkeypatch):
     monkeypatch.setattr(
-        gpovae.data.prepare,
+        gpovae.data.pipeline,
         "strong_cells",
         lambda work, summary: (
             np.isin(Screen(work).labels, ["control", *summary["perturbation"]]),
@@ -1078,7 +1078,7 @@ INNER = (
     "nodes.rank_sum_test",
     "matching.problems",
     "responses.fold_changes",
-    "prepare.perturbation_table",
+    "pipeline.perturbation_table",
     "split.split_sizes",
 )
 
@@ -1116,7 +1116,7 @@ def test_a_change_by_hand_is_noticed_and_put_right(base, expected, monkeypatch):
             "quality.cell_metrics",
             "matching.problems",
             "split.split_sizes",
-            "prepare.perturbation_table",
+            "pipeline.perturbation_table",
         )
         prepare(a, **QUICK)
         assert stale(a) == []

@@ -92,7 +92,7 @@ def test_cut_is_the_algebra(model):
         new_draws - draws, shift.detach().expand_as(draws), atol=1e-5, rtol=0
     )
     assert not np.allclose(less.predict(e.source).X, effects) and np.array_equal(
-        less.predict(e.source).layers["anchor"], model.predict(e.source).layers["anchor"]
+        less.predict(e.source).layers["residual"], model.predict(e.source).layers["residual"]
     )
     assert less.explain(e.source, e.target).by_length.contribution[1] == 0
     assert (e.source, e.target) not in set(
@@ -111,14 +111,16 @@ def test_cut_when_the_bound_is_active():
     Without the edge it would not be, and the others would grow if they were scaled again.
     """
     grn, kappa, nodes = random_grn(6, 3, density=1, scale=2)
+    from gpovae.data.responses import Responses
     from gpovae.model.response_buffers import ResponseBuffers
     from gpovae.model.vae import VAE
 
+    responses = Responses.from_arrays(np.full((1, 6), -1.0), np.ones((1, 6)), [[0]])
     vae = VAE(
         6,
         torch.arange(6),
         grn,
-        ResponseBuffers([[0]], np.full((1, 6), -1.0), np.ones((1, 6)), [9], 0),
+        ResponseBuffers(responses, [9], n_fail=0),
         latent=3,
         basal=(8, 1),
         embedding=(8, 2),

@@ -420,7 +420,7 @@ def test_the_objective_is_their_sum(step):
 # same origin. Two matchings that were recorded are not part of our design (errata 7): the weighted
 # distance that picks the most distant control, and one-to-one assignment; so are networks by path
 # length and random pairs that ignore which edges were predicted (errata 8).
-EVALUATE, NETWORK = "evaluate/test_evaluate.py", "evaluate/test_network.py"
+EVALUATE, NETWORK = "evaluate/test_evaluate.py", "evaluate/test_networks.py"
 PREPARE = "data/test_prepare.py"
 METRICS = {
     r"atemetric\.": f"{EVALUATE}::test_response_metrics_equal_published",
@@ -428,7 +428,7 @@ METRICS = {
     r"dataate\.mean": f"{PREPARE}::test_mean_counts_are_the_published_ones",
     r"stat\.(?!edges|json)": f"{NETWORK}::test_every_published_pair",
     r"stat\.(edges|json)": f"{NETWORK}::test_every_published_network",
-    r"bio\.": "evaluate/test_biology.py::test_overlap_equals_published",
+    r"bio\.": "evaluate/test_curated.py::test_overlap_equals_published",
     r"qc\.": f"{PREPARE}::test_quality_threshold_is_the_published_one",
     r"match\.(control|perturbed|ot)": f"{PREPARE}::test_transport_plan_is_the_published_one",
     r"deltaX\.": f"{PREPARE}::test_unsigned_shift_is_the_published_one",
