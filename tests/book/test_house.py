@@ -197,6 +197,10 @@ def test_exported_cells_are_short():
     for path in book.chapters():
         for cell in nbformat.read(path, 4).cells:
             if cell.cell_type == "code" and book.has(cell, "export", "exporti"):
+                if all(
+                    isinstance(n, ast.Import | ast.ImportFrom) for n in ast.parse(cell.source).body
+                ):
+                    continue
                 lines = [x for x in cell.source.splitlines() if x.strip() and x[:2] != "#|"]
                 assert len(lines) <= LONGEST_CELL, f"{path.name}: {cell.source[:80]}"
 
@@ -303,7 +307,7 @@ def test_imports_are_declared():
         (
             "openpyxl",
             "excel",
-            "from gpovae.data.strong import read_summary; read_summary('table.xlsx')",
+            "from gpovae.data.summary import read_summary; read_summary('table.xlsx')",
         )
     ],
 )

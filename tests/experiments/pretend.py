@@ -52,7 +52,7 @@ if fate == "nothing":
 time.sleep(60 if fate == "sleep" else float(fate or 0))
 
 weights = hashlib.sha256(b"weights").hexdigest()
-record = dict(files={"model.safetensors": weights}, format=3)
+record = dict(files={"model.safetensors": weights}, format=3, settings={})
 checksum = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 place = argument("--out") + "/../" + sys.argv[2]
 write("model.safetensors", "weights")
