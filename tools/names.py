@@ -110,7 +110,7 @@ def equations(paths=None) -> dict[str, list[Place]]:
                 for tag in re.findall(r"\\tag\{([\w.]+)\}", cell.source):
                     places[tag] = []
     for path, cell in code_cells(paths):
-        for tag in re.findall(r"#\s*equations? ([\w., ]+)", cell.source):
+        for tag in re.findall(r"\bequations? ([\w., ]+)", cell.source):
             for number in re.findall(r"[a-z_]+(?:\.[a-z_]+)*\.\d+", tag):
                 if number in places:
                     places[number].append(Place(path, cell.id))

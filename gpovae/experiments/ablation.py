@@ -44,7 +44,7 @@ NO_SWITCH = [
     "learning_rate",
     "max_epochs",
 ]
-TAKES_ALONG = dict(shift=["alignment_weight"], accumulation=["latent_effect"])
+TAKES_ALONG = dict(alignment_target=["alignment_weight"], accumulation=["latent_effect"])
 COMPARED_WITH = dict(accumulation="latent_effect")  # all others: "corrected"
 
 # %% ../../nbs/experiments/10_ablation.ipynb #b72f4f95
@@ -177,7 +177,7 @@ _WITHOUT_ALIGNMENT = dict(
     latent_effect="mask",
     alignment_weight=0.0,
     sparsity=0.0,
-    anchor=False,
+    residual_correction=False,
     decoder_prior=None,
 )
 
