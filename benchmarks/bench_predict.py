@@ -62,7 +62,7 @@ def synthetic(
     mean = rng.normal(0, 0.1, (n, n))
     np.fill_diagonal(mean, rng.uniform(-2.5, -0.5, n))
     names = pd.Index(np.arange(n).astype(str))
-    grn = GRN(n, s.accumulation == "effects", s.max_path_length - 1)
+    grn = GRN(n, s.accumulation == "effects", s.max_path_length)
     vae = VAE(
         genes,
         torch.randperm(genes)[:n],

@@ -160,7 +160,8 @@ def stage(folder: Path, paths=None) -> None:
     about = [name for name, file in ABOUT.items() if (ROOT / file).exists()]
     for name in about:
         text = (ROOT / ABOUT[name]).read_text(encoding="utf-8")
-        (folder / f"{name}.md").write_text(re.sub(r"\]\(nbs/", "](", text), encoding="utf-8")
+        text = _only_links_to(folder, text.replace("](nbs/", "]("))
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
     write_index(folder, chapters, about)
 
 
@@ -177,6 +178,15 @@ def unlink_missing(nb, path: Path, chapters) -> None:
             cell.source = re.sub(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)]+)\)", keep, cell.source)
 
 
+def _only_links_to(folder: Path, text: str) -> str:
+    "Links to what is not in a folder become text."
+
+    def keep(match):
+        return match[0] if (folder / match[2].partition("#")[0]).exists() else match[1]
+
+    return re.sub(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)]+)\)", keep, text)
+
+
 def write_index(folder: Path, chapters, about) -> None:
     "The first page: that of the book, with the contents of the site."
     index = staged(NBS / "index.ipynb")
@@ -184,12 +194,9 @@ def write_index(folder: Path, chapters, about) -> None:
         for name in about:
             cell.source = cell.source.replace(f"(../{ABOUT[name]})", f"({name}.md)")
 
-    def keep(match):
-        return match[0] if (folder / match[2]).exists() else match[1]
-
     for cell in index.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)]+)\)", keep, cell.source)
+            cell.source = _only_links_to(folder, cell.source)
     trees = [toctree(caption, pages) for caption, pages in contents(chapters).items()]
     trees.append(toctree("Reference", ["names", "api/index", *about]))
     index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(trees), id="contents"))
