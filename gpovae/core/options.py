@@ -114,12 +114,12 @@ def _in_words(kind) -> str:
     return _IN_WORDS.get(kind) or f"a {kind.__name__}"
 
 # %% ../../nbs/core/20_options.ipynb #02f389dd
-def _collections() -> tuple[type, ...]:
-    "What counts as a list; the command line starts without numpy and pandas."
+def _is_collection(value: Any) -> bool:
+    "Does it count as a list? The command line starts without numpy and pandas."
     import numpy as np
     import pandas as pd
 
-    return list, tuple, set, np.ndarray, pd.Series, pd.Index
+    return isinstance(value, (list, tuple, set, np.ndarray, pd.Series, pd.Index))
 
 # %% ../../nbs/core/20_options.ipynb #50546275
 def _is_bool(value) -> bool:
@@ -129,17 +129,18 @@ def _is_bool(value) -> bool:
     return isinstance(value, (bool, np.bool_))
 
 # %% ../../nbs/core/20_options.ipynb #2dab7649
-def _fits(value, kind) -> bool:
+def _fits(value: Any, kind) -> bool:
     "Is a value of the type that an annotation (without alternatives) asks for?"
     arguments = get_args(kind)
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in arguments
     if get_origin(kind) is tuple:
-        is_sequence = isinstance(value, _collections()) and not isinstance(value, set)
-        is_sequence = is_sequence and len(value) == len(arguments)
-        return is_sequence and all(map(_fits, value, arguments))
+        if isinstance(value, set) or not _is_collection(value):
+            return False
+        items = list(value)
+        return len(items) == len(arguments) and all(map(_fits, items, arguments))
     if get_origin(kind) is list:
-        return isinstance(value, _collections()) and all(_fits(v, arguments[0]) for v in value)
+        return _is_collection(value) and all(_fits(v, arguments[0]) for v in value)
 
     # True is an int to Python, and NaN a number
     if kind in (int, float):
@@ -178,7 +179,7 @@ def check_settings(values: dict, kinds: dict) -> None:
 # %% ../../nbs/core/20_options.ipynb #0b710012
 def documented(options: type) -> type:
     "Class decorator: the docstring of a dataclass of options lists its fields."
-    options.__doc__ = _with_parameters(inspect.cleandoc(options.__doc__), options)
+    options.__doc__ = _with_parameters(inspect.cleandoc(options.__doc__ or ""), options)
     return options
 
 # %% ../../nbs/core/20_options.ipynb #5d2fe1c8
