@@ -6,6 +6,7 @@
 # make versions  the quickstart and quick tests with the oldest and the newest versions allowed
 # make docs      the book as a site with search, reference and index: docs/_build/html/index.html
 BIN := .venv/bin
+QUICK := tests/core tests/network/test_grn.py tests/data/test_responses.py tests/book/test_house.py tests/book/test_names.py
 
 .PHONY: demo test check lint bench book docs versions
 demo: .venv/.done
@@ -18,7 +19,7 @@ test: lint .venv/.docs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 check: lint
-	$(BIN)/python -m pytest -n 2 -q -m quick
+	$(BIN)/python -m pytest -n 2 -q $(QUICK)
 
 lint: .venv/.done
 	$(BIN)/ruff format --check .
