@@ -61,11 +61,9 @@ def one_look(name, path):
         and 'id="show"' in outside
         and '<pre class="code">' in outside
     )
-    assert (
-        "prefers-color-scheme: dark" in outside
-        and "@media print" in outside
-        and "img{max-width:100%;height:auto;background:#fff}" in outside
-    )
+    css = "".join(outside.split())
+    assert "prefers-color-scheme:dark" in css and "@mediaprint" in css
+    assert "img{max-width:100%;height:auto;background:#fff}" in css
     files = re.findall(r'download="([\w-]+\.csv)" href="data:text/csv;base64,([\w+/=]+)"', outside)
     assert files and len(files) >= len(re.findall(r'<table[^>]*class="dataframe"', outside)) - (
         name == "network"
