@@ -20,6 +20,7 @@ import posixpath
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -149,6 +150,13 @@ def run(path: Path, kernel: bool = False):
     return stored, fresh
 
 
+def without_places(text: str) -> str:
+    "Printed text without the folders of the machine that ran the chapter."
+    text = re.sub(r"\S*/site-packages/", "", text)
+    text = text.replace(str(ROOT), "gpovae")
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/[\w.-]+", "FOLDER", text)
+
+
 def _run_in_kernel(nb, folder: Path) -> None:
     "As a reader runs it; figures and tables are kept."
     from gpovae.app.reports import ThisInterpreter
@@ -156,6 +164,10 @@ def _run_in_kernel(nb, folder: Path) -> None:
     where = {"metadata": {"path": str(folder)}}
     options = dict(timeout=300, kernel_manager_class=ThisInterpreter, resources=where)
     NotebookClient(nb, **options).execute()
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = without_places(output.text)
 
 
 def numbers(cell) -> list[float]:

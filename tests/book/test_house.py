@@ -338,6 +338,26 @@ def test_no_large_file():
     assert not large
 
 
+PLACES = "|".join(f"/{folder}/" for folder in ("tmp", "work", "root", "home", "opt"))
+
+
+def test_no_place_of_one_machine():
+    "No tracked text names a folder that only one machine has."
+    command = ["git", "grep", "-nIE", PLACES, "--", ".", ":!gpovae/static"]
+    git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if git.returncode > 1:
+        pytest.skip("not a git checkout")
+    assert not git.stdout
+
+
+def test_printed_places_are_taken_out(tmp_path):
+    import tempfile
+
+    place = f"{tempfile.gettempdir()}/tmpx_1/file"
+    text = f"{place}: {ROOT}/nbs, {ROOT}/.venv/lib/site-packages/anndata/io.py:44"
+    assert book.without_places(text) == "FOLDER/file: gpovae/nbs, anndata/io.py:44"
+
+
 def test_readme_figures_are_those_measured():
     import json
 
