@@ -1931,6 +1931,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'gpovae.plots.layers._sweep': ('plots/layers.html#_sweep', 'gpovae/plots/layers.py'),
                                      'gpovae.plots.layers._uncrossed': ('plots/layers.html#_uncrossed', 'gpovae/plots/layers.py'),
                                      'gpovae.plots.layers.checked': ('plots/layers.html#checked', 'gpovae/plots/layers.py'),
+                                     'gpovae.plots.layers.example': ('plots/layers.html#example', 'gpovae/plots/layers.py'),
                                      'gpovae.plots.layers.flow': ('plots/layers.html#flow', 'gpovae/plots/layers.py'),
                                      'gpovae.plots.layers.layers': ('plots/layers.html#layers', 'gpovae/plots/layers.py')},
             'gpovae.plots.networks': { 'gpovae.plots.networks._Bands': ('plots/networks.html#_bands', 'gpovae/plots/networks.py'),

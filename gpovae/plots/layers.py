@@ -35,6 +35,24 @@ def checked(edges: pd.DataFrame, *more: str) -> pd.DataFrame:
     named = edges.assign(source=edges["source"].astype(str), target=edges["target"].astype(str))
     return named.assign(sign=sign.fillna(0).astype(int)).reset_index(drop=True)
 
+# %% ../../nbs/plots/60_layers.ipynb #c28aac19
+def example() -> pd.DataFrame:
+    "A random network of 27 genes."
+    rng = np.random.default_rng(4)
+    factors = "GATA1 KLF1 TAL1 MYC SPI1 RUNX1 CEBPA NFE2 BCL11A".split()
+    genes = (
+        factors
+        + (
+            "HBB HBD HBG1 ANXA1 CD34 CD33 MPO ELANE LYZ CCND2 CDK6 NPM1 ODC1 EPOR ALAS2 TFRC"
+            " ITGAM CSF1R"
+        ).split()
+    )
+    drawn = zip(rng.integers(9, size=52), rng.integers(27, size=52))
+    pairs = sorted({(factors[i], genes[j]) for i, j in drawn if i != j})
+    edges = pd.DataFrame(pairs, columns=["source", "target"])
+    weight = rng.normal(0, 0.45, len(edges))
+    return edges.assign(weight=weight, probability=rng.uniform(0.5, 1, len(edges)))
+
 # %% ../../nbs/plots/60_layers.ipynb #f5833833
 def flow(edges: pd.DataFrame) -> list[str]:
     "An order of the genes, sources first, along which most of the weight runs forward."

@@ -28,26 +28,7 @@ from gpovae.data.kinetics import KINETICS
 from gpovae.data.register import register
 from gpovae.data.simulate import simulated
 
-from places import DATA
-
-SHARED = DATA
-COUNTS = {
-    "non-targeting": 8586,
-    "FAM83A": 1212,
-    "CCNE2": 1173,
-    "OXR1": 1159,
-    "PHF20L1": 1119,
-    "HS2": 1067,
-    "CPQ": 1044,
-    "RIPK2": 1014,
-    "MYC": 923,
-    "LRRCC1": 851,
-    "UBR5": 715,
-    "STK3": 650,
-    "DSCC1": 590,
-    "GATA1": 562,
-    "ZFPM2": 329,
-}
+from places import DATA, TAPSEQ_CELLS
 
 
 @functools.cache
@@ -568,10 +549,10 @@ def test_whole_counts_refuses():
 
 @pytest.fixture
 def devel(monkeypatch):
-    if not (SHARED / "perturbench_devel").is_dir():
-        pytest.skip(f"needs devel.h5ad at {SHARED}/perturbench_devel (set GPOVAE_DATA)")
-    monkeypatch.setenv("GPOVAE_DATA", str(SHARED))
-    return ad.read_h5ad(SHARED / "perturbench_devel" / "devel.h5ad")
+    if not (DATA / "perturbench_devel").is_dir():
+        pytest.skip(f"needs devel.h5ad at {DATA}/perturbench_devel (set GPOVAE_DATA)")
+    monkeypatch.setenv("GPOVAE_DATA", str(DATA))
+    return ad.read_h5ad(DATA / "perturbench_devel" / "devel.h5ad")
 
 
 @pytest.mark.parametrize(
@@ -626,17 +607,16 @@ def test_perturbench_registers_with_its_arguments(devel, name, batches):
 
 @pytest.fixture
 def tap(monkeypatch):
-    if not (SHARED / "schraivogel2020_tapseq").is_dir():
+    if not (DATA / "schraivogel2020_tapseq").is_dir():
         pytest.skip(
-            f"needs the files of schraivogel2020 at {SHARED}/schraivogel2020_tapseq (set"
-            " GPOVAE_DATA)"
+            f"needs the files of schraivogel2020 at {DATA}/schraivogel2020_tapseq (set GPOVAE_DATA)"
         )
-    monkeypatch.setenv("GPOVAE_DATA", str(SHARED))
+    monkeypatch.setenv("GPOVAE_DATA", str(DATA))
     return datasets.load("schraivogel2020")
 
 
 def test_schraivogel_cells_and_labels(tap):
-    assert tap.shape == (20_994, 72) and tap.obs.gene.value_counts().to_dict() == COUNTS
+    assert tap.shape == (20_994, 72) and tap.obs.gene.value_counts().to_dict() == TAPSEQ_CELLS
     assert set(tap.obs.gene) - set(tap.var_names) == {"HS2", "non-targeting"}
     assert tap.obs_names.is_unique and set(tap.obs.batch) == {"TAP1", "TAP2"}
     guide_of = tap.obs.guide.astype(str)
@@ -651,7 +631,7 @@ def test_schraivogel_registers_with_its_arguments(tap):
         screen = register(tap, **datasets.prepare_arguments("schraivogel2020"))
     assert (
         screen.size_factor.sum() == 69
-        and screen.is_control.sum() == COUNTS["non-targeting"]
+        and screen.is_control.sum() == TAPSEQ_CELLS["non-targeting"]
         and len(screen.perturbations) == 14
     )
 
@@ -702,9 +682,9 @@ def test_registry_is_complete():
 
 
 def test_files_lie_where_the_shared_folder_has_them(monkeypatch):
-    if not SHARED.is_dir():
-        pytest.skip(f"needs {SHARED} (set GPOVAE_DATA)")
-    monkeypatch.setenv("GPOVAE_DATA", str(SHARED))
+    if not DATA.is_dir():
+        pytest.skip(f"needs {DATA} (set GPOVAE_DATA)")
+    monkeypatch.setenv("GPOVAE_DATA", str(DATA))
     assert (
         datasets.available().at_hand[["schraivogel2020", "mcfaline2023", "norman2019_small"]].all()
     )
