@@ -67,6 +67,7 @@ def _register(work: ad.AnnData, options: PrepareOptions) -> Screen:
         work,
         perturbation_key=options.perturbation_key,
         control=options.control,
+        perturbation_type=options.perturbation_type,
         layer=options.layer,
         batch_key=options.batch_key,
         size_factor_exclude=options.size_factor_exclude,

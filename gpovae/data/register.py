@@ -19,7 +19,8 @@ import pandas as pd
 from ..core.errors import GpovaeError
 from ..core.provenance import fingerprint, storable, versions
 from .annotations import chosen_cells, read_labels
-from .labels import numbered_controls
+from .kinds import read_kinds
+from .labels import CONTROL, numbered_controls
 from .raw_counts import check_counts
 from .screen import Key, Screen
 
@@ -104,6 +105,8 @@ def _warn_of_controls(screen: Screen, control: str | None, stacklevel: int) -> N
 def _identity(adata: ad.AnnData, guide_key: str | None, sums: Iterable[np.ndarray]) -> str:
     "Hash of labels, genes, sums of counts, batches and guides."
     words = [*adata.obs[Key.perturbation].astype(str), *adata.var[Key.gene]]
+    kinds = adata.obs[Key.kind].astype(str)
+    words += [] if set(kinds) <= {"knockdown", CONTROL} else list(kinds)
     words += [str(values.tolist()) for values in sums]
     for key in (Key.batch, guide_key):
         words += list(adata.obs[key].astype(str)) if key else []
@@ -148,11 +151,13 @@ def _register(adata: ad.AnnData, settings: dict) -> Screen:
     keys |= dict(batch_key=batch_key, guide_key=guide_key)
     column, genes, labels = read_labels(adata.obs, adata.var, **keys)
     size_factor = _size_factor_genes(genes, settings["size_factor_exclude"])
+    kinds = read_kinds(adata.obs, settings["perturbation_type"], labels)
     X = adata.layers[layer] if layer else adata.X
     totals, library = check_counts(X, adata.obs_names, genes, size_factor)
 
     # everything was checked; from here on it is written
     adata.obs[Key.perturbation] = pd.Categorical(labels)
+    adata.obs[Key.kind] = pd.Categorical(kinds)
     adata.obs[Key.library_size] = library.astype(np.float32)
     adata.obs[Key.batch] = _batches(adata, batch_key)
     adata.var[Key.size_factor] = size_factor
@@ -179,6 +184,7 @@ def register(
     batch_key: str | None = None,
     size_factor_exclude=(),
     *,
+    perturbation_type: str = "knockdown",
     min_cells: int | None = None,
     gene_key: str | None = None,
     guide_key: str | None = None,
@@ -198,6 +204,8 @@ def register(
         Layer with raw counts. None takes layers["counts"] where there is one, else X.
     size_factor_exclude : iterable of str
         Genes that do not count towards the library size.
+    perturbation_type : str, default "knockdown"
+        Or "knockout", "activation", or the column of obs that says so.
     min_cells : int, optional
         Leave out perturbations with fewer cells.
     gene_key : str, optional

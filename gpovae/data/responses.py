@@ -156,6 +156,8 @@ class Responses:
         Canonical labels, such as "GATA1" or "CEBPA+KLF1".
     nodes : Index (n,)
         Names of the nodes.
+    kinds : ndarray (R,), optional
+        Knockdown, knockout or activation, of each perturbation; None: knockdowns.
     """
 
     lfc: np.ndarray
@@ -163,6 +165,11 @@ class Responses:
     cells: np.ndarray
     perturbations: np.ndarray
     nodes: pd.Index
+    kinds: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.kinds is None:
+            object.__setattr__(self, "kinds", np.repeat("knockdown", len(self.lfc)))
 
     @cached_property
     def targets(self) -> list[list[int]]:
@@ -195,7 +202,7 @@ def select(self: Responses, perturbations) -> Responses:
     if (rows < 0).any():
         missing = np.asarray(perturbations)[rows < 0][0]
         raise GpovaeError(f"The table of responses has no row for {str(missing)!r}.")
-    by_row = ("lfc", "se", "cells", "perturbations")
+    by_row = ("lfc", "se", "cells", "perturbations", "kinds")
     return replace(self, **{name: np.asarray(getattr(self, name))[rows] for name in by_row})
 
 
@@ -260,6 +267,7 @@ def write(self: Responses, adata: ad.AnnData) -> None:
         mean=self.lfc,  # as 0.1.0 called it
         se=self.se,
         cells=self.cells,
+        kind=np.asarray(self.kinds, dtype=str),
     )
 
 
@@ -271,7 +279,9 @@ def read(cls: Responses, adata: ad.AnnData) -> Responses:
         raise GpovaeError("The table of responses is missing. Run gpovae.prepare(adata).")
     stored = adata.uns[Key.responses]
     names = np.asarray(stored["perturbation"]).astype(str)
-    return cls(stored["mean"], stored["se"], stored["cells"], names, screen.nodes.index)
+    # 0.2.0 knew knockdowns alone
+    kinds = np.asarray(stored["kind"]).astype(str) if "kind" in stored else None
+    return cls(stored["mean"], stored["se"], stored["cells"], names, screen.nodes.index, kinds)
 
 # %% ../../nbs/data/60_responses.ipynb #cf8941a8
 @step("responses")
@@ -298,6 +308,8 @@ def node_responses(adata: ad.AnnData) -> dict:
     lfc[:, measured] = changes.lfc
     se[:, measured] = changes.se
     cells = changes.cells.astype(np.int64)
-    Responses(lfc, se, cells, np.array(changes.labels), nodes.index).write(adata)
+    labels = np.array(changes.labels)
+    kinds = screen.kinds.loc[labels].to_numpy()
+    Responses(lfc, se, cells, labels, nodes.index, kinds).write(adata)
     counts = dict(measured_nodes=int(measured.sum()), cells=int(cells.sum()))
     return dict(perturbations=len(lfc), nodes=len(nodes)) | counts

@@ -24,6 +24,7 @@ class Key:
     # obs, a value per cell
     perturbation = "gpovae_perturbation"  # control, a target, or targets joined by +
     library_size = "gpovae_library_size"  # l, counts summed over the size-factor genes
+    kind = "gpovae_perturbation_type"  # knockdown, knockout or activation; control
     batch = "gpovae_batch"  # gem group or cell line; "all" where there is no batch
     fail = "gpovae_fail"  # u, true for a cell that fails quality control
     doublet = "gpovae_doublet"  # score of a cell that may be two
@@ -224,6 +225,16 @@ def rows(self: Screen, split=None, label=None, fail=None) -> np.ndarray:
 def perturbations(self: Screen) -> list[str]:
     "Canonical labels other than control, sorted."
     return sorted(set(self.labels.tolist()) - {CONTROL})
+
+# %% ../../nbs/data/15_screen.ipynb #decbf59b
+@patch(as_prop=True)
+def kinds(self: Screen) -> pd.Series:
+    "Perturbation -> knockdown, knockout or activation; a file of 0.2.0 has knockdowns."
+    labels = self.labels
+    kinds = self._text(Key.kind, "register") if Key.kind in self.adata.obs else None
+    names, first = np.unique(labels, return_index=True)
+    values = np.repeat("knockdown", len(names)) if kinds is None else kinds[first]
+    return pd.Series(values, pd.Index(names, name="perturbation")).drop(CONTROL, errors="ignore")
 
 # %% ../../nbs/data/15_screen.ipynb #693e59a3
 @patch(as_prop=True)
