@@ -442,6 +442,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'gpovae.data.options._Labels': ('data/options.html#_labels', 'gpovae/data/options.py'),
                                      'gpovae.data.options.prepare_options': ( 'data/options.html#prepare_options',
                                                                               'gpovae/data/options.py')},
+            'gpovae.data.order': { 'gpovae.data.order.hashed_order': ('data/order.html#hashed_order', 'gpovae/data/order.py'),
+                                   'gpovae.data.order.name_order': ('data/order.html#name_order', 'gpovae/data/order.py')},
             'gpovae.data.partners': { 'gpovae.data.partners._Pool': ('data/partners.html#_pool', 'gpovae/data/partners.py'),
                                       'gpovae.data.partners._count_draws': ('data/partners.html#_count_draws', 'gpovae/data/partners.py'),
                                       'gpovae.data.partners._sorted_pool': ('data/partners.html#_sorted_pool', 'gpovae/data/partners.py'),

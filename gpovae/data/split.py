@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..core.errors import GpovaeError
 from .labels import targets
+from .order import hashed_order
 from .screen import SPLITS, Key, Screen
 from .steps import step
 
@@ -127,11 +128,12 @@ def split_cells(
     """
     fractions = _checked(fractions)
     number = np.unique(Screen(adata).labels, return_inverse=True)[1]
-    by_label = np.argsort(number, kind="stable")
+    # in random order, label by label
+    shuffled = hashed_order(adata.obs_names, seed, "split")
+    by_label = shuffled[np.argsort(number[shuffled], kind="stable")]
     split = np.empty(adata.n_obs, dtype="<U10")
-    rng = np.random.default_rng(seed)
     for rows in np.split(by_label, np.cumsum(np.bincount(number))[:-1]):
-        split[rng.permutation(rows)] = np.repeat(SPLITS, split_sizes(len(rows), fractions))
+        split[rows] = np.repeat(SPLITS, split_sizes(len(rows), fractions))
     adata.obs[Key.split] = pd.Categorical(split, categories=SPLITS)
 
     held = hold_out(adata, held_out, seed) if np.size(held_out) else []
