@@ -74,7 +74,7 @@ def _read_guides(screen: Screen, guide_key: str) -> _Guides:
             f"guide_key {guide_key!r} not found in obs. There is: {columns}. Name the column that"
             " holds the guide of each cell, or leave guide_key out."
         )
-    rows = screen.rows("train", fail=False)
+    rows = screen.in_order(screen.rows("train", fail=False), "guides")
     labels = screen.labels[rows].astype(object)
     column = obs[guide_key].iloc[rows]
     is_given = column.notna().to_numpy()

@@ -140,7 +140,7 @@ class Problem(NamedTuple):
 def _drawn(pool, n_cells, n_matches, rng):
     "The controls that take part."
     most = min(_MOST_CONTROLS, max(n_matches, n_cells * n_matches // 2))
-    return np.sort(rng.choice(pool, most, replace=False)) if len(pool) > most else pool
+    return rng.choice(pool, most, replace=False) if len(pool) > most else pool
 
 # %% ../../nbs/data/75_matching.ipynb #25392229
 def problems(screen: Screen, n_matches: int, seed: int, splits=SPLITS) -> Iterator[Problem]:
@@ -152,7 +152,8 @@ def problems(screen: Screen, n_matches: int, seed: int, splits=SPLITS) -> Iterat
     split = screen.split
     batch = screen.batch
     for name in splits:
-        rows = np.flatnonzero(split == name)
+        # equally good controls are taken in this order
+        rows = screen.in_order(np.flatnonzero(split == name), seed, "matching")
         stratum, controls = strata(passes[rows], batch[rows])
         perturbed = np.flatnonzero(~is_control[rows])
         if len(perturbed) and not len(controls[-1]):
@@ -177,7 +178,7 @@ _COMPONENTS = 20
 def _principal_components(screen, seed) -> PCA:
     "Of the expression of training controls."
     passing = screen.rows("train", "control", False)
-    controls = np.random.default_rng(seed).permutation(passing)[:_MOST_CONTROLS]
+    controls = screen.in_order(passing, seed, "components")[:_MOST_CONTROLS]
     if len(controls) < 2:
         raise GpovaeError(
             f"{len(controls)} control cell(s) of the training split pass quality control; at"
@@ -185,7 +186,7 @@ def _principal_components(screen, seed) -> PCA:
         )
     n = min(_COMPONENTS, len(controls) - 1, len(screen.genes))
     pca = PCA(n, svd_solver="full", random_state=seed)
-    return pca.fit(log_normalised(screen, controls))
+    return pca.fit(log_normalised(screen, controls, screen.gene_order))
 
 # %% ../../nbs/data/75_matching.ipynb #decffc99
 class Features:
@@ -194,17 +195,20 @@ class Features:
     def __init__(self, screen: Screen, seed: int = 0):
         self.screen = screen
         self.measured = [t for t in screen.targets if t in screen.genes]
-        self.columns = screen.genes.get_indexer(self.measured)
+        self.genes = screen.genes.get_indexer(self.measured)  # columns that are read
+        self.columns = np.arange(len(self.genes))  # where the targets are among them
         most_targets = max(len(targets(p)) for p in screen.perturbations)
         enough = len(self.measured) - most_targets >= LEAST_GENES
         self.pca = None if enough else _principal_components(screen, seed)
+        if self.pca:
+            self.columns = np.argsort(screen.gene_order)[self.genes]
+            self.genes = screen.gene_order
 
     def load(self, rows) -> np.ndarray:
         "What `of` must know of some cells (rows, K), read a block at a time."
         size = block_rows(len(self.screen.genes))
-        columns = None if self.pca else self.columns
         starts = range(0, len(rows), size)
-        blocks = (log_normalised(self.screen, rows[i : i + size], columns) for i in starts)
+        blocks = (log_normalised(self.screen, rows[i : i + size], self.genes) for i in starts)
         return np.concatenate([self._projected(y) for y in blocks]).astype(float)
 
     def _projected(self, y):

@@ -9,7 +9,7 @@ __all__ = []
 
 # %% ../../nbs/data/95_minibatch.ipynb #c4523220
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +21,10 @@ from ..core.errors import GpovaeError
 from .blocks import dense
 from .expression import log_normalised
 from .labels import CONTROL
+from .order import hashed_order
 from .partners import mean_shares, median_profiles, stacked
 from .screen import Key, Screen
-from .stream import DiskRows, ahead, by_cell, dense_pieces, windows
+from .stream import DiskRows, ahead, by_cell, dense_pieces, n_windows, windows
 
 # %% ../../nbs/data/95_minibatch.ipynb #316f3c2e
 class GlobalBatch(NamedTuple):
@@ -107,9 +108,11 @@ class Cells(Dataset):
         cell_shift: bool = False,  # give the published difference of every cell as well
         *,
         seed: int = 0,  # of the draws of "median"
+        file_order: bool = False,  # cells are drawn in the order of the file, as before 0.3.0
     ):
         self.screen = screen
         self.rows = _check_split(screen, split)
+        self.file_order = file_order
         names = screen.labels[self.rows]
         lanes = screen.batch
         self.labels = sorted(set(names) - {CONTROL}) if labels is None else list(labels)
@@ -128,6 +131,13 @@ class Cells(Dataset):
     def __len__(self):
         return len(self.rows)
 
+    @cached_property
+    def order(self) -> np.ndarray:
+        "(cells,) positions among these cells, in an order that follows from their names."
+        if self.file_order:
+            return np.arange(len(self))
+        return hashed_order(self.screen.adata.obs_names[self.rows], "cells")
+
 # %% ../../nbs/data/95_minibatch.ipynb #9d36fb61
 @patch
 def _mean_partner(self: Cells, seed):
@@ -143,7 +153,7 @@ def _mean_partner(self: Cells, seed):
 def _median_partner(self: Cells, seed):
     "A function: positions -> (cells, genes) published partners."
     rng = np.random.default_rng(seed)
-    order = np.argsort(self.label, kind="stable")
+    order = self.order[np.argsort(self.label[self.order], kind="stable")]
     by_label = np.split(order, np.flatnonzero(np.diff(self.label[order])) + 1)
     profiles = (
         median_profiles(self.X[cells[self.fail[cells]]], len(cells), rng) for cells in by_label
@@ -236,17 +246,31 @@ class Loader:
     def __iter__(self):
         self.epoch += 1  # when the first batch is asked for
         if isinstance(self.cells.X, DiskRows):
-            rng = np.random.default_rng([self.seed, self.epoch]) if self.shuffle else None
-            yield from ahead(self._from_disk(rng), 2)
+            yield from ahead(self._from_disk(self._windows()), 2)
         else:
-            yield from map(self._part, np.split(np.array(list(self.order)), self.stops))
+            yield from map(self._part, np.split(self._shuffled(), self.stops))
 
 # %% ../../nbs/data/95_minibatch.ipynb #0e61efdf
 @patch
-def _from_disk(self: Loader, rng) -> Iterator[Batch]:
+def _shuffled(self: Loader) -> np.ndarray:
+    "Positions of all cells in the order of this epoch, however the file is sorted."
+    return self.cells.order[np.array(list(self.order))]
+
+
+@patch
+def _windows(self: Loader) -> list[np.ndarray]:
+    "The same, window by window; several windows are parts of the file, and follow it."
+    X = self.cells.X
+    if n_windows(X) == 1 and not self.cells.file_order:
+        return [self._shuffled()]
+    rng = np.random.default_rng([self.seed, self.epoch]) if self.shuffle else None
+    return list(windows(X, rng))
+
+
+@patch
+def _from_disk(self: Loader, order: list[np.ndarray]) -> Iterator[Batch]:
     "Batches of an epoch, read window by window (see `gpovae.data.stream`)."
     X = self.cells.X
-    order = list(windows(X, rng))
     pieces = np.split(np.concatenate(order), self.stops)
     spans = [self._span(len(i)) for i in pieces]
     counts = dense_pieces(ahead(X[i] for i in order), map(len, pieces), spans)
@@ -292,7 +316,7 @@ def loader(
     batch_size : int, default 512
         Cells of all processes together.
     shuffle : bool, default True
-        False keeps the order of the screen.
+        False gives every epoch the same order.
     seed : int, default 0
         Decides the order of every epoch.
     rank, world : int, default 0 and 1

@@ -75,7 +75,9 @@ def graph_nodes(
     _check(min_lfc, alpha, max_extended)
     screen = Screen(adata)
     strength = _responders(screen, min_lfc, alpha, progress)
-    strongest = strength.sort_values(ascending=False, kind="stable").index[:max_extended]
+    # of two genes that are equally strong, the first by name
+    ranked = strength.round(9).sort_index().sort_values(ascending=False, kind="stable")
+    strongest = ranked.index[:max_extended]
     targets = screen.targets
     names = np.array(targets + sorted(strongest), dtype=str)
     adata.uns[Key.nodes] = dict(names=names, perturbed=np.arange(len(names)) < len(targets))

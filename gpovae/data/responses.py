@@ -7,7 +7,7 @@ to which the network is fitted."""
 __all__ = ['fold_changes', 'Responses', 'node_responses']
 
 # %% ../../nbs/data/60_responses.ipynb #af52f8db
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from ..core.errors import GpovaeError
 from .expression import group_moments
 from .labels import CONTROL, targets
+from .order import name_order
 from .screen import Key, Screen
 from .steps import step
 
@@ -212,6 +213,42 @@ def to_frame(self: Responses, values: str = "lfc") -> pd.DataFrame:
     index = pd.Index(self.perturbations, name="perturbation")
     return pd.DataFrame(getattr(self, values), index=index, columns=self.nodes)
 
+# %% ../../nbs/data/60_responses.ipynb #231857de
+@patch
+def take(self: Responses, rows, nodes) -> Responses:
+    "Rows and nodes at these positions."
+    rows = np.asarray(rows)
+    values = {}
+    for field in fields(self):
+        value = getattr(self, field.name)
+        if np.ndim(value) == 2:
+            values[field.name] = np.asarray(value)[np.ix_(rows, nodes)]
+        else:
+            values[field.name] = np.asarray(value)[rows]
+    return replace(self, **values | dict(nodes=self.nodes[nodes]))
+
+
+@patch
+def in_order(self: Responses) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of perturbations (R,) and of nodes (n,) by name, targets first.
+
+    The order that a prepared screen has. A table without names keeps its own.
+    """
+    R, n = np.shape(self.lfc)
+    names = self.nodes.to_numpy(str)
+    if np.array_equal(names, np.arange(n).astype(str)):
+        return np.arange(R), np.arange(n)
+    nodes = np.lexsort((names, ~self.is_target.any(0)))
+    return name_order(self.perturbations), nodes
+
+
+@patch
+def noise(self: Responses, rng: np.random.Generator) -> np.ndarray:
+    "(R, n) normal numbers; which entry gets which is decided by its names."
+    values = np.empty(np.shape(self.lfc))
+    values[np.ix_(*self.in_order())] = rng.normal(size=values.shape)
+    return values
+
 # %% ../../nbs/data/60_responses.ipynb #ebc79129
 @patch(cls_method=True)
 def from_arrays(
@@ -254,7 +291,7 @@ def with_noise(self: Responses, rng: np.random.Generator, scale: float = 1.0) ->
         Log fold changes of the targets themselves as they are; standard errors larger by
         sqrt(1 + scale^2).
     """
-    noise = np.nan_to_num(self.se) * rng.normal(size=np.shape(self.lfc))
+    noise = np.nan_to_num(self.se) * self.noise(rng)
     lfc = self.lfc + np.where(self.is_target, 0, scale * noise)
     return replace(self, lfc=lfc, se=self.se * np.sqrt(1 + scale**2))
 

@@ -16,6 +16,7 @@ from ..core.errors import GpovaeError
 from ..core.provenance import fingerprint
 from .labels import CONTROL
 from .labels import targets as targets_of
+from .order import hashed_order, name_order
 
 # %% ../../nbs/data/15_screen.ipynb #4eb2a671
 class Key:
@@ -219,6 +220,32 @@ def rows(self: Screen, split=None, label=None, fail=None) -> np.ndarray:
     if fail is not None:
         keep &= self.fail == fail
     return np.flatnonzero(keep)
+
+# %% ../../nbs/data/15_screen.ipynb #95d7eb2d
+@patch
+def in_order(self: Screen, rows, *seed) -> np.ndarray:
+    """Cells in a random order that follows from their names, however the file is sorted.
+
+    Parameters
+    ----------
+    rows : array of int
+        Positions of cells.
+    *seed : int or str
+        Decides the order.
+
+    Returns
+    -------
+    ndarray of int
+        The same positions.
+    """
+    rows = np.asarray(rows, dtype=int)
+    return rows[hashed_order(self.adata.obs_names[rows], *seed)]
+
+
+@patch(as_prop=True)
+def gene_order(self: Screen) -> np.ndarray:
+    "(genes,) positions of the genes, sorted by name."
+    return name_order(self.genes)
 
 # %% ../../nbs/data/15_screen.ipynb #02410619
 @patch(as_prop=True)

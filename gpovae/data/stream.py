@@ -165,6 +165,11 @@ def by_cell(X, rows=None):
     return X.tocsr() if sp.issparse(X) else X
 
 # %% ../../nbs/data/12_stream.ipynb #661c677f
+def n_windows(X: DiskRows) -> int:
+    "So many windows that each holds `WINDOW` counts, about."
+    return -(-int(X.length.sum()) // WINDOW) or 1
+
+# %% ../../nbs/data/12_stream.ipynb #0c47a68f
 def windows(X: DiskRows, rng: np.random.Generator | None = None) -> Iterator[np.ndarray]:
     """Positions of all cells, each once, window by window.
 
@@ -185,9 +190,7 @@ def windows(X: DiskRows, rng: np.random.Generator | None = None) -> Iterator[np.
     stop = np.append(first[1:], len(X))
     order = np.arange(len(first)) if rng is None else rng.permutation(len(first))
 
-    # so many windows that each holds WINDOW counts, about
-    n = -(-int(X.length.sum()) // WINDOW) or 1
-    for blocks in np.array_split(order, min(n, len(first))):
+    for blocks in np.array_split(order, min(n_windows(X), len(first))):
         cells = np.concatenate([np.arange(first[b], stop[b]) for b in blocks])
         yield cells if rng is None else rng.permutation(cells)
 

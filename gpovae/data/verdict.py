@@ -164,7 +164,7 @@ def _columns(screen: Screen) -> np.ndarray:
     "Perturbed genes, or all where few of them are measured."
     genes = screen.genes
     measured = genes.get_indexer([t for t in screen.targets if t in genes])
-    return measured if len(measured) > LEAST_GENES else np.arange(len(genes))
+    return measured if len(measured) > LEAST_GENES else screen.gene_order
 
 # %% ../../nbs/data/80_verdict.ipynb #c6f93980
 def _read_pool(screen: Screen, rows: np.ndarray, columns: np.ndarray):
@@ -195,7 +195,7 @@ def _by_label(labels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 def samples(screen: Screen, seed: int = 0) -> Iterator[Sample]:
     "Training cells that pass, perturbation by perturbation, with controls."
     rng = np.random.default_rng(seed)
-    rows = screen.rows("train", fail=False)
+    rows = screen.in_order(screen.rows("train", fail=False), seed, "energy")
     labels = screen.labels[rows]
     stratum, controls = strata(labels == CONTROL, screen.batch[rows])
     last = len(controls) - 1  # the stratum of batches with few controls

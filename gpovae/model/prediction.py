@@ -44,7 +44,12 @@ class Context(NamedTuple):
 # %% ../../nbs/model/70_prediction.ipynb #b0caf44e
 @torch.no_grad()
 def control_context(
-    vae: VAE, screen: Screen, batches: list[str], n_cells: int = 256, seed: int = 0
+    vae: VAE,
+    screen: Screen,
+    batches: list[str],
+    n_cells: int = 256,
+    seed: int = 0,
+    file_order: bool = False,
 ) -> Context:
     """Basal states of training control cells that pass quality control.
 
@@ -60,14 +65,17 @@ def control_context(
         At most this many.
     seed : int, default 0
         Decides which cells, and the draw of their states.
+    file_order : bool, default False
+        Draw them in the order of the file, as before 0.3.0.
 
     Returns
     -------
     Context
         The states, in random order.
     """
-    cells = Cells(screen, "train", batches=batches)
-    control = np.flatnonzero((cells.label < 0) & ~cells.fail)
+    cells = Cells(screen, "train", batches=batches, file_order=file_order)
+    is_context = (cells.label < 0) & ~cells.fail
+    control = cells.order[is_context[cells.order]]
     # in random order: the first few serve for the spread
     chosen = np.random.default_rng(seed).permutation(control)[:n_cells]
 

@@ -266,6 +266,16 @@ def _moments(blocks, n_genes: int) -> tuple[int, torch.Tensor, torch.Tensor]:
 # %% ../../nbs/model/40_vae.ipynb #82c3d2d8
 @patch
 @torch.no_grad()
+def deal_weights(self: VAE, genes: torch.Tensor) -> None:
+    "Give the first random weights to the first of `genes` (genes,), positions, and so on."
+    first = self.basal_encoder.hidden.layers[0].weight
+    first[:, genes] = first[:, : len(genes)].clone()
+    self.logits.weight[genes] = self.logits.weight.clone()
+    self.logits.bias[genes] = self.logits.bias.clone()
+
+
+@patch
+@torch.no_grad()
 def start_from(self: VAE, blocks, scale_floor: float) -> None:
     "Start from blocks of counts (cells, genes) and library sizes (cells,) of training."
     n_cells, sum_l2, moments = _moments(blocks, len(self.log_theta))

@@ -52,9 +52,9 @@ def _check_table(responses: Responses) -> None:
     if len(wrong):
         row, node = wrong[0]
         raise GpovaeError(
-            f"Row {row} of the table of responses has a log fold change on node {node} with the"
-            f" standard error {se[row, node]}. Each needs one above 0; a log fold change that was"
-            " not measured is NaN."
+            f"Row {responses.perturbations[row]} of the table of responses has a log fold change on"
+            f" node {responses.nodes[node]} with the standard error {se[row, node]}. Each needs one"
+            " above 0; a log fold change that was not measured is NaN."
         )
 
 # %% ../../nbs/network/30_chain.ipynb #b741049f

@@ -8,7 +8,7 @@ __all__ = ['NetworkFit', 'fit_network']
 
 # %% ../../nbs/network/40_regression.ipynb #a10da90f
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -101,6 +101,16 @@ def _add_own_error(table: Table, measured: np.ndarray, posterior: Posterior) -> 
 def _average_density(posterior: Posterior) -> float:
     return float(np.mean([chain.slab.density[0] for chain in posterior.chains]))
 
+# %% ../../nbs/network/40_regression.ipynb #2b04b2bc
+def _ordered(options: FitOptions, nodes: np.ndarray) -> FitOptions:
+    "What is said of nodes, with the nodes at these positions."
+    prior, regulators = options.prior, options.regulators
+    if prior is not None:
+        prior = np.asarray(prior)[np.ix_(nodes, nodes)]
+    if not isinstance(regulators, str):
+        regulators = np.asarray(regulators)[nodes]
+    return replace(options, prior=prior, regulators=regulators)
+
 # %% ../../nbs/network/40_regression.ipynb #8490d4c0
 @takes(FitOptions)
 def fit_network(responses: Responses, **options) -> NetworkFit:
@@ -127,7 +137,9 @@ def fit_network(responses: Responses, **options) -> NetworkFit:
     Gibbs sampling with a spike-and-slab prior (`gpovae.network.gibbs`), recalibrated on
     screens simulated from the fit (`gpovae.network.recalibration`).
     """
-    o = FitOptions(**options)
+    rows, nodes = responses.in_order()
+    responses = responses.take(rows, nodes)
+    o = _ordered(FitOptions(**options), nodes)
     table = prepare_table(responses, o.prior, o.strength, o.regulators, o.floor)
     is_small = table.lfc.shape[1] <= SMALL
     chains = 1 + is_small if o.chains is None else o.chains
@@ -141,6 +153,7 @@ def fit_network(responses: Responses, **options) -> NetworkFit:
         probability, calibration = calibrate(table, posterior, run, copies, o.seed)
 
     std = _add_own_error(table, responses.measured, posterior)
-    matrices = (probability, posterior.effect, std)
+    place = np.argsort(nodes)
+    matrices = (x[np.ix_(place, place)] for x in (probability, posterior.effect, std))
     density = _average_density(posterior)
     return NetworkFit(*(x.astype(np.float32) for x in matrices), density, calibration)

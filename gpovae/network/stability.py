@@ -17,7 +17,7 @@ from .regression import fit_network
 # %% ../../nbs/network/50_stability.ipynb #8aac578b
 def half_of_cells(responses: Responses, rng: np.random.Generator) -> Responses:
     "The table that half of the cells could give; targets' own entries stay."
-    noise = np.nan_to_num(responses.se) * rng.normal(size=responses.lfc.shape)
+    noise = np.nan_to_num(responses.se) * responses.noise(rng)
     lfc = responses.lfc + np.where(responses.is_target, 0, noise)
     return replace(responses, lfc=lfc, se=responses.se * np.sqrt(2))
 

@@ -255,6 +255,8 @@ def _assembled(screen, settings, cells, responses, fit, *, progress) -> Built:
         len(cells.batches),
         screen.size_factor,
     )
+    # weights belong to a gene by its name
+    vae.deal_weights(torch.from_numpy(screen.gene_order))
     if fit is not None:
         vae.grn.start_from(*fit[:3])
     _start_scale(vae, screen, cells, settings.scale_floor, progress)
