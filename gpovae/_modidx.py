@@ -2059,6 +2059,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'gpovae/train/checkpoint.py'),
                                          'gpovae.train.checkpoint.fingerprint': ( 'train/checkpoint.html#fingerprint',
                                                                                   'gpovae/train/checkpoint.py'),
+                                         'gpovae.train.checkpoint.is_in_file_order': ( 'train/checkpoint.html#is_in_file_order',
+                                                                                       'gpovae/train/checkpoint.py'),
                                          'gpovae.train.checkpoint.read_state': ( 'train/checkpoint.html#read_state',
                                                                                  'gpovae/train/checkpoint.py')},
             'gpovae.train.checks': { 'gpovae.train.checks._check_gene': ('train/checks.html#_check_gene', 'gpovae/train/checks.py'),

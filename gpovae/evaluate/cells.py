@@ -32,8 +32,7 @@ def components(
 ) -> PCA:
     "Principal components of log-normalised training cells that pass quality."
     screen = Screen(adata)
-    rows = screen.rows("train", fail=False)
-    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:n_cells])
+    rows = screen.in_order(screen.rows("train", fail=False), seed, "components")[:n_cells]
     # never more components than the cells span
     n = min(_COMPONENTS, len(screen.genes), len(rows) - 1)
     return PCA(n, random_state=seed).fit(log_normalised(screen, rows))
@@ -45,10 +44,10 @@ class _Projection:
     def __init__(self, adata, seed):
         self.pca = components(adata, seed)
         self.scale = np.median(Screen(adata).library_size)
-        self.rng = np.random.default_rng(seed)
+        self.seed = seed
 
     def __call__(self, screen, rows) -> np.ndarray:
-        rows = np.sort(self.rng.permutation(rows)[:_MOST_CELLS])
+        rows = screen.in_order(rows, self.seed, "projection")[:_MOST_CELLS]
         return self.pca.transform(log_normalised(screen, rows, scale=self.scale))
 
 # %% ../../nbs/evaluate/40_cells.ipynb #10f50189

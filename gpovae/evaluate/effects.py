@@ -17,6 +17,7 @@ import pandas as pd
 from ..core.errors import GpovaeError
 from ..data.expression import group_means
 from ..data.labels import CONTROL
+from ..data.order import hashed_order
 from ..data.screen import Screen
 
 # %% ../../nbs/evaluate/10_effects.ipynb #96edf82a
@@ -195,9 +196,11 @@ def halvings(
     _, codes = np.unique(labels, return_inverse=True)
     # controls are halved batch by batch
     codes = np.where(labels == CONTROL, codes.max() + 1 + batch, codes)
+    # random numbers are dealt out by name
+    place = np.argsort(hashed_order(screen.adata.obs_names[rows], seed, "halves"))
     for _ in range(n):
         # within each group every second cell of a random order
-        order = np.lexsort((rng.random(len(codes)), codes))
+        order = np.lexsort((rng.random(len(codes))[place], codes))
         half = np.empty(len(codes), int)
         half[order] = np.arange(len(codes)) % 2
         yield rows, half

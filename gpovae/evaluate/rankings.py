@@ -184,8 +184,7 @@ def _controls(adata, n_cells=None, seed=0) -> tuple[np.ndarray, np.ndarray, pd.D
             f"The training split has {len(rows)} control cell(s) that pass quality; a correlation"
             " needs two. Check gpovae_split and gpovae_fail."
         )
-    if n_cells and len(rows) > n_cells:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, n_cells, replace=False))
+    rows = screen.in_order(rows, seed, "controls")[:n_cells]
 
     Y = log_normalised(screen, rows, nodes.position.to_numpy())
     with np.errstate(invalid="ignore", divide="ignore"):

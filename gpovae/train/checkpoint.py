@@ -32,10 +32,15 @@ from ..model.presets import Settings, translate_settings
 STATE = "training.safetensors"
 
 # the first version whose trainings have the bits of today's: states written since are resumed
-SAME_BITS_SINCE = "0.1.0"
+SAME_BITS_SINCE = "0.3.0"
+# what states say that were written before: batches followed the order of the file, and still do
+# where such a training goes on
+IN_FILE_ORDER = "0.1.0"
 
 
-def fingerprint(screen: Screen, settings: Settings, seed: int, **others) -> dict:
+def fingerprint(
+    screen: Screen, settings: Settings, seed: int, *, file_order: bool = False, **others
+) -> dict:
     """What must be the same for a training to go on as if nothing had happened.
 
     `others` that decide the numbers: precision, compilation, device, processes, prior.
@@ -52,7 +57,8 @@ def fingerprint(screen: Screen, settings: Settings, seed: int, **others) -> dict
     del described["max_epochs"]
     described |= dict(seed=seed, screen=data)
     described |= dict(on_disk=isinstance(by_cell(screen.counts), DiskRows))
-    described |= others | dict(gpovae=SAME_BITS_SINCE, torch=torch.__version__)
+    since = IN_FILE_ORDER if file_order else SAME_BITS_SINCE
+    described |= others | dict(gpovae=since, torch=torch.__version__)
     return json.loads(json.dumps(described))  # as it is read back
 
 # %% ../../nbs/train/37_checkpoint.ipynb #0b1c55d5
@@ -82,6 +88,12 @@ def _open_state(path: Path) -> tuple[dict, dict, list[dict]]:
             f"{path} is no state of a training, or damaged ({e}). Delete it to train from the"
             " start."
         ) from e
+
+# %% ../../nbs/train/37_checkpoint.ipynb #6cb23946
+def is_in_file_order(directory: str | Path | None) -> bool:
+    "Does a folder hold the state of a training whose batches follow the order of the file?"
+    path = Path(directory) / STATE if directory else None
+    return bool(path and path.exists()) and _open_state(path)[1].get("gpovae") == IN_FILE_ORDER
 
 # %% ../../nbs/train/37_checkpoint.ipynb #11b3e799
 def read_state(path: Path, wanted: dict, max_epochs: int) -> tuple[dict, list[dict]]:

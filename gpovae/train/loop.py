@@ -29,7 +29,7 @@ from ..data.screen import Screen
 from ..model.fused import use_compiled
 from ..model.presets import Settings
 from ..model.vae import VAE
-from .checkpoint import Checkpoint, fingerprint
+from .checkpoint import Checkpoint, fingerprint, is_in_file_order
 from .cost import announce, cost, in_bf16, in_seconds
 from .distributed import Group, group
 from .options import TrainOptions
@@ -143,6 +143,7 @@ def _resume(training: _Training, others: dict) -> None:
         compiled=training.compiled,
         device=training.device.type,
         processes=training.processes.world,
+        file_order=training.cells[0].file_order,
         **others,
     )
     training.checkpoint.resume(training.trainer, loop, wanted)
@@ -245,18 +246,20 @@ def fit(
         raise GpovaeError(f"max_epochs is {options.max_epochs}; at least one epoch is needed.")
     start = time.monotonic()
     with _quiet_and_exact(len(screen.genes)):
-        cells = _split_cells(screen, settings, labels, batches, options.seed)
+        names = dict(labels=labels, batches=batches)
+        order = dict(seed=options.seed, file_order=is_in_file_order(directory))
+        cells = _split_cells(screen, settings, **names, **order)
         shown = dict(directory=directory, progress=progress)
         training = _set_up(vae, cells, settings, options, start=start, **shown)
         ended = _train(training, in_seconds(options.max_time), progress, others or {})
     return _history(training, ended, progress)
 
 # %% ../../nbs/train/40_loop.ipynb #b8a975cd
-def _split_cells(screen, settings, labels, batches, seed) -> list[Cells]:
+def _split_cells(screen, settings, labels, batches, **order) -> list[Cells]:
     "Cells of training and of validation, with the partners that the objective compares them with."
     per_cell = settings.alignment_target == "cells"
     return [
-        Cells(screen, split, labels, batches, settings.partner, per_cell, seed=seed)
+        Cells(screen, split, labels, batches, settings.partner, per_cell, **order)
         for split in ("train", "validation")
     ]
 
@@ -278,6 +281,8 @@ def _train(training: _Training, limit: float | None, progress: bool, others: dic
 def _history(training: _Training, ended: str, progress: bool) -> pd.DataFrame:
     history = pd.DataFrame(training.checkpoint.history)
     history.attrs.update(by=ended, summary=summary(history, ended))
+    if training.cells[0].file_order:  # begun before 0.3.0
+        history.attrs["file_order"] = True
     if progress and training.processes.rank == 0:
         print(f"training: {history.attrs['summary']}", file=sys.stderr)
     return history

@@ -337,7 +337,7 @@ def held_out_bound(
         )
     rng = np.random.default_rng(seed)
     _, held_out = known_cells(run, adata, split)
-    drawn = rng.permutation(len(held_out))[:most]
+    drawn = held_out.order[rng.permutation(len(held_out))][:most]
     shuffled = dict(zip(drawn, held_out.label[rng.permutation(drawn)], strict=True))
 
     parts = np.array_split(drawn, -(-len(drawn) // 100))

@@ -112,13 +112,14 @@ def new_run(screen: Screen, built: Built, history: pd.DataFrame, **decided) -> R
     nodes = screen.nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)
     n_genes = len(screen.genes)
     none = np.zeros(n_genes, np.float32), np.zeros((len(labels), n_genes), np.float32)
+    order = dict(seed=decided["seed"], file_order=history.attrs.get("file_order", False))
     return Run(
         vae=vae,
         genes=list(screen.genes),
         nodes=nodes,
         labels=labels,
         batches=batches,
-        context=control_context(vae, screen, batches, seed=decided["seed"]),
+        context=control_context(vae, screen, batches, **order),
         residual=ResidualCorrection(*none),
         history=history,
         ended=history.attrs,
