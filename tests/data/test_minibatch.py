@@ -160,7 +160,7 @@ def drawn_partners(cells, seed):
     rng = np.random.default_rng(seed)
     out = np.zeros_like(X)
     for g in np.unique(cells.label):
-        at = np.flatnonzero(cells.label == g)
+        at = cells.order[cells.label[cells.order] == g]
         pool = at[cells.fail[at]]
         if len(pool):
             out[at] = sorted_medians(X[pool], len(at), rng, 50)

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 
 from gpovae.core.errors import GpovaeError
+from gpovae.data import quality
 from gpovae.data.expression import log_normalised
 from gpovae.data.files import open_screen
 from gpovae.data.matching import effective_number, plan
@@ -524,11 +525,15 @@ def test_tap_seq_enhancer_makes_the_globins_nodes(monkeypatch):
     assert s.fail.mean() < 0.1
 
 
-def test_a_doublet_threshold_that_calls_most_cells_is_refused():
-    """Scrublet's automatic threshold can fall below all scores (here it calls nearly all cells, so
-    that no control was left).
-    """
-    adata = simulated(seed=4)
+def test_a_doublet_threshold_that_calls_most_cells_is_refused(monkeypatch):
+    "Scrublet's automatic threshold can fall below all scores, so that no control would be left."
+    scrublet = quality.sc.pp.scrublet
+
+    def with_low_threshold(*args, **options):
+        scrublet(*args, **options | dict(threshold=0.0))
+
+    monkeypatch.setattr(quality.sc.pp, "scrublet", with_low_threshold)
+    adata = simulated(n_cells=1000, n_genes=100, seed=4)
     register(adata, "gene", "non-targeting")
     with pytest.warns(UserWarning, match="calls .* of the cells doublets"):
         found = quality_labels(adata, seed=4)

@@ -353,7 +353,7 @@ def test_going_on_gives_the_same_bits(place, tmp_path, kind):
         else (
             dict(learning_rate=0.0, patience=4)
             if kind == "patience"
-            else dict(learning_rate=0.2)
+            else dict(learning_rate=0.15)
             if kind == "best is not last"
             else {}
         )
