@@ -213,9 +213,11 @@ def warn_of_failures(words: list[str], keep_programmes: bool, stacklevel: int) -
         return
     more = f"; and {len(words) - _MOST_NAMED} more" if len(words) > _MOST_NAMED else ""
     remedy = (
-        "Only as large a share fails as of the controls (keep_programmes=False fails them all)."
+        "Only as large a share fails as of the controls; to fail them all:"
+        " keep_programmes=False (--no-keep-programmes)."
         if keep_programmes
-        else "keep_programmes=True fails no larger share than of the controls."
+        else "To fail no larger share than of the controls, prepare without"
+        " keep_programmes=False (--no-keep-programmes)."
     )
     warnings.warn(
         f"Quality control depends on the perturbation: {'; '.join(words[:_MOST_NAMED])}{more}."
