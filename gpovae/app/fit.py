@@ -51,6 +51,7 @@ def _prepared_line(path: Path, is_new: bool) -> str:
 _prepare_options = options_of(
     PrepareOptions,
     size_factor_exclude="GENE",
+    leave_out="GENE",
     min_cells=click.IntRange(2),
     strong="data|FILE",
     fractions="X X X",

@@ -7,7 +7,9 @@ that is decided from annotations, before any count is read."""
 __all__ = ['label_cells', 'chosen_cells', 'read_labels']
 
 # %% ../../nbs/data/34_annotations.ipynb #233502b8
+import difflib
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -127,8 +129,33 @@ def _is_frequent(labels: pd.Series, keep: np.ndarray, min_cells: int) -> np.ndar
         )
     return labels.map(is_enough).fillna(False).astype(bool).to_numpy()
 
-# %% ../../nbs/data/34_annotations.ipynb #f3a927e1
-def chosen_cells(
+# %% ../../nbs/data/34_annotations.ipynb #0f676444
+def _no_such_perturbation(name: str, names: Iterable[str]) -> str:
+    genes = {gene.upper(): gene for label in sorted(names) for gene in (label, *targets(label))}
+    close = difflib.get_close_matches(name.upper(), genes, n=3, cutoff=0.5)
+    known = [genes[k] for k in close] or sorted(names)[:5]
+    hint = f"Did you mean {', '.join(known)}?" if close else f"There is {', '.join(known)}, ..."
+    return f"leave_out names {name!r}, which is no perturbation of this screen. {hint}"
+
+# %% ../../nbs/data/34_annotations.ipynb #244f9111
+def _is_left_out(labels: pd.Series, names: Iterable[str], control, by_id) -> np.ndarray:
+    "Does the label of a cell hold all genes of one of the names?"
+    perturbations = set(labels.unique()) - {CONTROL}
+    leave = set()
+    for name in names:
+        genes = set(targets(_with_symbols(canonical(str(name), control), by_id)))
+        if not genes:
+            raise GpovaeError(f"leave_out names {name!r}, the control, which cannot be left out.")
+        found = {p for p in perturbations if genes.issubset(targets(p))}
+        if not found:
+            raise GpovaeError(_no_such_perturbation(str(name), perturbations))
+        leave |= found
+    if leave and leave == perturbations:
+        raise GpovaeError("leave_out names every perturbation of this screen. Name fewer.")
+    return labels.isin(leave).to_numpy()
+
+# %% ../../nbs/data/34_annotations.ipynb #f3e256d5
+def why_cells_leave(
     obs: pd.DataFrame,
     var: pd.DataFrame,
     perturbation_key: str | None = None,
@@ -138,39 +165,49 @@ def chosen_cells(
     min_cells: int | None = None,
     drop_unmeasured: bool = False,
     drop_unlabelled: bool = False,
+    leave_out: Iterable[str] = (),
 ) -> np.ndarray:
+    """Why each cell leaves, judged by labels alone, (cells,) of text; "" for one that stays.
+
+    The parameters are those of `chosen_cells`.
+    """
+    _check_min_cells(min_cells)
+    column = find_column(obs, perturbation_key)
+    usable = _is_usable(obs[column], drop_unlabelled)
+    names, by_id = gene_names(var, gene_key)
+    labels = label_cells(obs[usable], column, control, by_id)
+
+    why = np.full(len(labels), "", object)
+    why[_is_left_out(labels, leave_out, control, by_id)] = "left_out"
+    # perturbations are counted after those without a measured target have left
+    if drop_unmeasured:
+        why[(why == "") & ~_is_measured(labels, names)] = "unmeasured"
+    if min_cells is not None:
+        why[(why == "") & ~_is_frequent(labels, why == "", min_cells)] = "few"
+    reasons = np.full(len(obs), "unlabelled", object)
+    reasons[usable] = why
+    return reasons
+
+# %% ../../nbs/data/34_annotations.ipynb #f3a927e1
+def chosen_cells(obs: pd.DataFrame, var: pd.DataFrame, *args, **kwargs) -> np.ndarray:
     """Which cells stay, judged by labels alone.
 
     Parameters
     ----------
     obs, var : DataFrame
         Annotations of cells and genes.
-    perturbation_key, control, gene_key : str, optional
-        As in `gpovae.data.register.register`.
-    min_cells : int, optional
-        Leave out perturbations with fewer cells.
-    drop_unmeasured, drop_unlabelled : bool, default False
-        Leave out perturbations whose target is not measured; cells without a label.
+    *args, **kwargs
+        perturbation_key, control, gene_key, as in `gpovae.data.register.register`; min_cells: leave
+        out perturbations with fewer cells; drop_unmeasured, drop_unlabelled: leave out
+        perturbations whose target is not measured, cells without a label; leave_out: perturbations,
+        and the combinations that they take part in.
 
     Returns
     -------
     ndarray of bool, (cells,)
         True for a cell that stays.
     """
-    _check_min_cells(min_cells)
-    column = find_column(obs, perturbation_key)
-    keep = _is_usable(obs[column], drop_unlabelled)
-    names, by_id = gene_names(var, gene_key)
-    labels = label_cells(obs[keep], column, control, by_id)
-
-    # perturbations are counted after those without a measured target have left
-    stay = np.ones(len(labels), bool)
-    if drop_unmeasured:
-        stay &= _is_measured(labels, names)
-    if min_cells is not None:
-        stay &= _is_frequent(labels, stay, min_cells)
-    keep[keep] = stay
-    return keep
+    return why_cells_leave(obs, var, *args, **kwargs) == ""
 
 # %% ../../nbs/data/34_annotations.ipynb #d5ee4075
 def _check_unique(names: pd.Index, kind: str) -> None:

@@ -73,6 +73,13 @@ def blocks(X, rows=None) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
             positions = np.asarray(rows[start:stop])
             yield positions, as_csr(X[positions])
 
+# %% ../../nbs/data/10_blocks.ipynb #ebccb683
+def is_filled(block, size_factor: np.ndarray) -> np.ndarray:
+    "(cells,) bool: has a cell of a CSR block anything but zeros in the size-factor genes?"
+    entries = (block.data != 0).astype(np.int64)
+    filled = sp.csr_matrix((entries, block.indices, block.indptr), shape=block.shape)
+    return filled @ np.asarray(size_factor, np.int64) > 0
+
 # %% ../../nbs/data/10_blocks.ipynb #4393465f
 def dense(X) -> np.ndarray:
     """A dense or sparse block as an array.

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..core.provenance import room
+from .blocks import is_filled
 from .layouts import source as source
 from .reorder import Source
 from .screen import Key
@@ -58,10 +59,33 @@ def _make_matrix(f: h5py.File, width: int):
     ad.io.write_elem(f, "X", empty, dataset_kwargs=layout)
     return ad.io.sparse_dataset(f["X"])
 
+# %% ../../nbs/data/25_files.ipynb #f282088f
+def _copy_blocks(f: h5py.File, source: Source, keep, size_factor, bar: Bar) -> np.ndarray:
+    "Write the counts of cells that stay and have some; which have some, (cells,) bool."
+    X = _make_matrix(f, len(source.var))
+    filled = np.ones(len(keep), bool)
+    start = 0
+    for block in source.blocks():
+        rows = slice(start, start + block.shape[0])
+        if size_factor is not None:
+            filled[rows] = is_filled(block, size_factor)
+        # a count and its gene take eight bytes, and HDF5 wants some more
+        room(f.filename, 12 * block.nnz)
+        X.append(block[keep[rows] & filled[rows]])
+        bar.update(block.shape[0])
+        start = rows.stop
+    return filled
+
 # %% ../../nbs/data/25_files.ipynb #c833abb6
 def write_screen(
-    path, source: Source, keep=None, progress: bool = False, what: str = "copying"
-) -> None:
+    path,
+    source: Source,
+    keep=None,
+    progress: bool = False,
+    what: str = "copying",
+    *,
+    size_factor=None,
+) -> np.ndarray:
     """Copy a screen, block by block, into an .h5ad with counts by cell.
 
     Parameters
@@ -76,25 +100,26 @@ def write_screen(
         Show a bar?
     what : str, default "copying"
         Text beside the bar.
+    size_factor : array of bool, (genes,), optional
+        Leave out cells without a count of these genes, too. None leaves out none.
+
+    Returns
+    -------
+    ndarray of bool, (cells,)
+        Which cells of the source have such a count; all, where none was asked for.
     """
     keep = np.ones(len(source.obs), bool) if keep is None else np.asarray(keep)
     look = dict(desc=what, unit="cells", unit_scale=True, progress=progress)
     room(path, 0)
     with h5py.File(path, "w") as f, Bar(total=len(keep), **look) as bar:
-        X = _make_matrix(f, len(source.var))
-        start = 0
-        for block in source.blocks():
-            stop = start + block.shape[0]
-            # a count and its gene take eight bytes, and HDF5 wants some more
-            room(path, 12 * block.nnz)
-            X.append(block[keep[start:stop]])
-            bar.update(stop - start)
-            start = stop
+        filled = _copy_blocks(f, source, keep, size_factor, bar)
 
-    obsm = {key: value[keep] for key, value in source.obsm.items()}
-    # annotations of the cells that were kept
-    annotations = ad.AnnData(obs=source.obs[keep], var=source.var, obsm=obsm, uns=source.uns)
+    written = keep & filled
+    obsm = {key: value[written] for key, value in source.obsm.items()}
+    # annotations of the cells that were written
+    annotations = ad.AnnData(obs=source.obs[written], var=source.var, obsm=obsm, uns=source.uns)
     write_annotations(path, annotations)
+    return filled
 
 # %% ../../nbs/data/25_files.ipynb #a9820ed1
 def _check_exists(path: Path) -> None:

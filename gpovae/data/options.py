@@ -60,8 +60,18 @@ class _Choice(_Labels):
     )
     drop_unmeasured: bool = option(False, "Leave out perturbations whose target is not measured.")
     drop_unlabelled: bool = option(False, "Leave out cells whose perturbation is missing.")
+    drop_empty: bool = option(True, "Leave out cells without counts; otherwise they are refused.")
+    leave_out: list[str] = option(
+        (), "Perturbations to leave out, and the combinations that they take part in."
+    )
     n_mads: float = option(3, "A cell fails beyond so many median absolute deviations.")
     doublets: bool = option(True, "Look for doublets with Scrublet.")
+    haemoglobin: bool = option(
+        False, "A high share of haemoglobin fails a cell, as blood does in a tissue."
+    )
+    keep_programmes: bool = option(
+        True, "Of no perturbation fails a larger share than of the controls of its batches."
+    )
     strong: "str | Path | pd.DataFrame | None" = option(
         None,
         "Keep perturbations with more than 50 DEGs, a knockdown of 30 % or more, and more than 100"

@@ -7,20 +7,24 @@ annotations, so that a step that fails changes nothing."""
 __all__ = []
 
 # %% ../../nbs/data/86_pipeline.ipynb #0d0c0003
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
+from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..core.provenance import digest, storable, versions
-from .annotations import chosen_cells
+from .annotations import why_cells_leave
+from .labels import gene_names
 from .matching import match_controls
 from .nodes import graph_nodes
 from .options import PrepareOptions
 from .quality import quality_labels
+from .raw_counts import warn_of_empty
 from .register import register
 from .responses import node_responses
 from .screen import Key, Screen
@@ -71,6 +75,7 @@ def _register(work: ad.AnnData, options: PrepareOptions) -> Screen:
         layer=options.layer,
         batch_key=options.batch_key,
         size_factor_exclude=options.size_factor_exclude,
+        drop_empty=options.drop_empty,
         gene_key=options.gene_key,
         guide_key=options.guide_key,
     )
@@ -113,6 +118,40 @@ def _drop_weak(preparation: Preparation, summary: pd.DataFrame | None) -> None:
         strong=dict(result=result, parameters=parameters, versions=versions(), left=screen.identity)
     )
 
+# %% ../../nbs/data/86_pipeline.ipynb #f7a7a13f
+def _unusable(screen: Screen) -> list[str]:
+    "Perturbations without a passing cell among those to learn from; held-out ones, among all."
+    cells = pd.DataFrame(
+        dict(train=screen.split == "train", passes=~screen.fail), index=screen.labels
+    )
+    cells["learnt"] = cells["train"] & cells["passes"]
+    any_cell = cells.groupby(level=0).any()
+    is_usable = any_cell["learnt"] | (~any_cell["train"] & any_cell["passes"])
+    return [p for p in screen.perturbations if not is_usable[p]]
+
+# %% ../../nbs/data/86_pipeline.ipynb #58bb688a
+def _drop_unusable(preparation: Preparation) -> None:
+    "Leave out perturbations that quality control takes all training cells of, and say which."
+    work = preparation.work
+    screen = Screen(work)
+    names = _unusable(screen)
+    if not names:
+        return
+    listed = ", ".join(names)
+    what = f"No training cell of {len(names)} perturbation(s) passes quality control: {listed}."
+    if len(names) == len(screen.perturbations):
+        raise GpovaeError(f"{what} These are all there are. Prepare with a larger n_mads.")
+    warnings.warn(f"{what} They are left out; a larger n_mads is more lenient.", stacklevel=2)
+
+    work = preparation.work = preparation.narrow(work, ~np.isin(screen.labels, names))
+    left = _register(work, preparation.options)
+    # cells were judged and divided among all of the screen
+    sign(work, "quality")
+    sign(work, "split")
+    result = dict(cells_in=screen.adata.n_obs, cells=work.n_obs, left_out=listed)
+    record = dict(result=result, parameters={}, versions=versions(), left=left.identity)
+    work.uns[Key.prepare] |= dict(unusable=record)
+
 # %% ../../nbs/data/86_pipeline.ipynb #3c2d215b
 def _run_steps(preparation: Preparation, summary: pd.DataFrame | None, progress: bool) -> None:
     "All steps, in order; `preparation.work` holds the result."
@@ -126,6 +165,8 @@ def _run_steps(preparation: Preparation, summary: pd.DataFrame | None, progress:
         quality_labels,
         n_mads=options.n_mads,
         doublets=options.doublets,
+        haemoglobin=options.haemoglobin,
+        keep_programmes=options.keep_programmes,
         seed=seed,
         progress=progress,
     )
@@ -133,6 +174,7 @@ def _run_steps(preparation: Preparation, summary: pd.DataFrame | None, progress:
         _drop_weak(preparation, summary)
 
     run("split", split_cells, fractions=options.fractions, seed=seed, held_out=options.held_out)
+    _drop_unusable(preparation)
     run(
         "nodes",
         graph_nodes,
@@ -204,10 +246,12 @@ def carry_over(work: ad.AnnData, adata: ad.AnnData) -> None:
     replace_results(adata, work, but=(Key.latent, Key.network) if changed else ())
 
 # %% ../../nbs/data/86_pipeline.ipynb #fd4ffd38
-def note_source(work: ad.AnnData, keep: np.ndarray, parameters: dict) -> None:
-    "How many cells there were, how many stayed, and all settings."
+def note_source(work: ad.AnnData, why: np.ndarray, parameters: dict) -> None:
+    "How many cells there were and stayed, why others left, and all settings."
+    reasons, n = np.unique(why[why != ""].astype(str), return_counts=True)
+    left = {f"{reason}_cells": int(count) for reason, count in zip(reasons, n, strict=True)}
     record = dict(
-        result=dict(cells=len(keep), kept=int(keep.sum())),
+        result=dict(cells=len(why), kept=int((why == "").sum())) | left,
         parameters=parameters,
         versions=versions(),
     )
@@ -219,9 +263,9 @@ def parameters_of(options: PrepareOptions) -> dict:
     return storable(vars(options) | dict(strong=_strong_name(options)))
 
 # %% ../../nbs/data/86_pipeline.ipynb #0d0b0007
-def cells_that_stay(obs: pd.DataFrame, var: pd.DataFrame, options: PrepareOptions) -> np.ndarray:
-    "(cells,) which stay, judged by labels alone."
-    return chosen_cells(
+def why_left(obs: pd.DataFrame, var: pd.DataFrame, options: PrepareOptions) -> np.ndarray:
+    """Why each cell leaves, judged by labels alone, (cells,) of text; "" for one that stays."""
+    return why_cells_leave(
         obs,
         var,
         perturbation_key=options.perturbation_key,
@@ -230,4 +274,31 @@ def cells_that_stay(obs: pd.DataFrame, var: pd.DataFrame, options: PrepareOption
         min_cells=options.min_cells,
         drop_unmeasured=options.drop_unmeasured,
         drop_unlabelled=options.drop_unlabelled,
+        leave_out=options.leave_out,
     )
+
+# %% ../../nbs/data/86_pipeline.ipynb #38acfe63
+def size_factor_genes(var: pd.DataFrame, options: PrepareOptions) -> np.ndarray | None:
+    "(genes,) bool, which count towards the library size; None where empty cells are refused."
+    if not options.drop_empty:
+        return None
+    names, _ = gene_names(var, options.gene_key)
+    return ~names.isin(list(options.size_factor_exclude))
+
+
+def without_empty(
+    obs: pd.DataFrame, var: pd.DataFrame, why, filled, options: PrepareOptions
+) -> np.ndarray:
+    "Why each cell leaves, where only cells that are `filled` (cells,) can stay; says how many."
+    why = why.copy()
+    is_empty = (why == "") & ~filled
+    if not is_empty.any():
+        return why
+    excludes = bool(len(options.size_factor_exclude))
+    n_cells = int((why == "").sum())
+    warn_of_empty(obs.index[is_empty], n_cells, excludes, stacklevel=3)
+    why[is_empty] = "empty"
+    stay = why == ""
+    # names were found before, and are gone now
+    why[stay] = why_left(obs[stay], var, replace(options, leave_out=()))
+    return why

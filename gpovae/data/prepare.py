@@ -31,15 +31,18 @@ from .layouts import source
 from .options import PrepareOptions, prepare_options
 from gpovae.data.pipeline import (
     carry_over,
-    cells_that_stay,
     is_result,
     note_source,
     parameters_of,
     prepared,
     replace_results,
     results_of,
+    size_factor_genes,
+    why_left,
+    without_empty,
     workspace,
 )
+from .raw_counts import filled_cells
 from .reorder import Source
 from .screen import Key, Screen, check_anndata
 from .steps import STEPS
@@ -48,9 +51,48 @@ from .steps import STEPS
 def _subset(work: ad.AnnData, keep: np.ndarray) -> ad.AnnData:
     return work[keep].copy()
 
-# %% ../../nbs/data/87_prepare.ipynb #74fd158d
+
 def _nothing(work: ad.AnnData) -> None:
     "In memory nothing is stored between the steps."
+
+# %% ../../nbs/data/87_prepare.ipynb #62e353f6
+def _check_labels(obs: pd.DataFrame, var: pd.DataFrame, options: PrepareOptions) -> None:
+    "What annotations alone can tell, before an hour is spent on counts."
+    read_labels(
+        obs,
+        var,
+        perturbation_key=options.perturbation_key,
+        control=options.control,
+        gene_key=options.gene_key,
+        batch_key=options.batch_key,
+        guide_key=options.guide_key,
+    )
+
+# %% ../../nbs/data/87_prepare.ipynb #b366d35a
+def _is_filled(work: ad.AnnData, options: PrepareOptions) -> np.ndarray:
+    "(cells,) bool: which cells have counts; all, where the others are to be refused."
+    size_factor = size_factor_genes(work.var, options)
+    layer = options.layer or ("counts" if "counts" in work.layers else None)
+    X = work.layers.get(layer) if layer else work.X
+    if size_factor is None or X is None:
+        return np.ones(work.n_obs, bool)
+    return filled_cells(X, size_factor)
+
+# %% ../../nbs/data/87_prepare.ipynb #b5abccf1
+def _take_in(adata: ad.AnnData, options: PrepareOptions) -> tuple[ad.AnnData, np.ndarray]:
+    "A workspace with the cells that stay, and why others of the screen leave."
+    work = workspace(adata)
+    # what an earlier preparation left out is no longer here to be named
+    earlier = adata.uns.get(Key.prepare, {}).get("source", {}).get("parameters", {})
+    done = str(earlier.get("leave_out", "")).split(", ")
+    names = [name for name in options.leave_out if name not in done]
+    options = replace(options, leave_out=names)
+
+    why = why_left(work.obs, work.var, options)
+    _check_labels(work.obs[why == ""], work.var, options)
+    filled = _is_filled(work, options)
+    why = without_empty(work.obs, work.var, why, filled, options)
+    return (work if (why == "").all() else _subset(work, why == "")), why
 
 # %% ../../nbs/data/87_prepare.ipynb #b1a2f3e7
 def _check_in_memory(adata: ad.AnnData) -> None:
@@ -93,11 +135,9 @@ def prepare(
     chosen = prepare_options(perturbation_key=perturbation_key, control=control, **options)
     _check_in_memory(adata)
 
-    work = workspace(adata)
-    keep = cells_that_stay(work.obs, work.var, chosen)
-    work = work if keep.all() else _subset(work, keep)
+    work, why = _take_in(adata, chosen)
     work = prepared(work, chosen, _subset, progress, after=_nothing)
-    note_source(work, keep, parameters_of(chosen))
+    note_source(work, why, parameters_of(chosen))
     carry_over(work, adata)
     return Screen(adata)
 
@@ -128,7 +168,7 @@ def record_table(adata: ad.AnnData, what: str = "result") -> pd.DataFrame:
             "This AnnData holds no record of a preparation. Run gpovae.prepare(adata)."
         )
 
-    order = ("source", "register", "quality", "strong", *list(STEPS)[1:])
+    order = ("source", "register", "quality", "strong", "split", "unusable", *list(STEPS)[2:])
     rows = [
         (name, quantity, value)
         for name in order
@@ -274,21 +314,23 @@ class _Scratch:
     folder: Path
     progress: bool
 
-    def copy(self, raw: Source, name: str, keep: np.ndarray, task: str) -> ad.AnnData:
-        path = self.folder / name
-        write_screen(path, raw, keep, self.progress, task)
-        return open_screen(path)
+    def copy(self, raw: Source, keep: np.ndarray, task: str, size_factor=None):
+        "The copy, and which cells of `raw` have counts."
+        # the last copy is read while the next one is written
+        path = self.folder / f"counts{len(list(self.folder.glob('counts*')))}.h5ad"
+        filled = write_screen(path, raw, keep, self.progress, task, size_factor=size_factor)
+        return open_screen(path), filled
 
     def narrow(self, work: ad.AnnData, keep: np.ndarray) -> ad.AnnData:
         def counts():
             return (block for _, block in blocks(work.X))
 
         raw = Source(work.obs, work.var, counts, dict(work.obsm), dict(work.uns))
-        return self.copy(raw, "strong.h5ad", keep, "leaving cells out")
+        return self.copy(raw, keep, "leaving cells out")[0]
 
 # %% ../../nbs/data/87_prepare.ipynb #0d0b000f
 def _copy_raw(job: _FileJob, scratch: _Scratch, results: ad.AnnData | None):
-    "A copy of the cells that stay, with results so far; and which cells of the raw file stay."
+    "A copy of the cells that stay, with results so far; and why others of the raw file leave."
     options = job.options
     opened = (
         datasets.opened(job.name, scratch.progress)
@@ -296,22 +338,19 @@ def _copy_raw(job: _FileJob, scratch: _Scratch, results: ad.AnnData | None):
         else source(job.raw, options.layer, job.cells, scratch.folder)
     )
     with opened as raw:
-        keep = cells_that_stay(raw.obs, raw.var, options)
-        # before an hour is spent on counts
-        read_labels(
-            raw.obs[keep],
-            raw.var,
-            perturbation_key=options.perturbation_key,
-            control=options.control,
-            gene_key=options.gene_key,
-            batch_key=options.batch_key,
-            guide_key=options.guide_key,
-        )
-        left = keep if results is None else keep & raw.obs.index.isin(results.obs_names)
-        work = scratch.copy(_without_results(raw), "counts.h5ad", left, "copying counts")
+        why = why_left(raw.obs, raw.var, options)
+        _check_labels(raw.obs[why == ""], raw.var, options)
+        names = raw.obs.index if results is None else results.obs_names
+        keep = (why == "") & raw.obs.index.isin(names)
+        size_factor = size_factor_genes(raw.var, options)
+        work, filled = scratch.copy(_without_results(raw), keep, "copying counts", size_factor)
+        why = without_empty(raw.obs, raw.var, why, filled, options)
+        # of a perturbation that has become too small
+        stay = work.obs_names.isin(raw.obs.index[why == ""])
+    work = work if stay.all() else scratch.narrow(work, stay)
     if results is not None:
         replace_results(work, results)
-    return work, keep
+    return work, why
 
 # %% ../../nbs/data/87_prepare.ipynb #0d0b0010
 def _prepare_in(folder: Path, job: _FileJob, request: dict, force: bool, progress: bool) -> None:
@@ -319,15 +358,15 @@ def _prepare_in(folder: Path, job: _FileJob, request: dict, force: bool, progres
     scratch = _Scratch(folder / ".work", progress)
     scratch.folder.mkdir()
     results = None if force else _stored_results(job.results_so_far, request)
-    work, keep = _copy_raw(job, scratch, results)
+    work, why = _copy_raw(job, scratch, results)
 
     def after(work):
-        note_source(work, keep, request)
+        note_source(work, why, request)
         _store_results(job.results_so_far, work)
 
     options = replace(job.options, layer=None)  # the copy has its counts in X
     work = prepared(work, options, scratch.narrow, progress, after)
-    note_source(work, keep, request)
+    note_source(work, why, request)
 
     file = work.X.group.file
     path = Path(file.filename)

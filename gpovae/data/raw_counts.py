@@ -7,13 +7,14 @@ centred or filled with NaN is refused, by the name of the first cell and gene at
 __all__ = ['check_counts']
 
 # %% ../../nbs/data/32_raw_counts.ipynb #d49a14d1
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from ..core.errors import GpovaeError
-from .blocks import blocks
+from .blocks import blocks, is_filled
 
 # %% ../../nbs/data/32_raw_counts.ipynb #180ac4e0
 class _Fault(NamedTuple):
@@ -69,17 +70,45 @@ def _check_empty(totals: np.ndarray, library: np.ndarray, obs_names) -> None:
     if empty.size:
         raise GpovaeError(
             f"{empty.size} cell(s) have no counts at all, the first is {obs_names[empty[0]]!r}."
-            " Remove them: scanpy.pp.filter_cells(adata, min_counts=1)."
+            " Remove them, or prepare without drop_empty=False (--no-drop-empty)."
         )
     empty = np.flatnonzero(library == 0)
     if empty.size:
         raise GpovaeError(
             f"Cell {obs_names[empty[0]]!r} has no counts outside size_factor_exclude, so its"
-            f" library size is 0 ({empty.size} such cells). Remove them, or exclude fewer genes."
+            f" library size is 0 ({empty.size} such cells). Exclude fewer genes, or prepare"
+            " without drop_empty=False (--no-drop-empty)."
         )
 
+# %% ../../nbs/data/32_raw_counts.ipynb #b0c82ab5
+def filled_cells(X, size_factor: np.ndarray) -> np.ndarray:
+    "(cells,) bool: which cells of a matrix have a library size? What is no count is not judged."
+    filled = np.zeros(X.shape[0], bool)
+    for cells, block in blocks(X):
+        filled[cells] = is_filled(block, size_factor)
+    return filled
+
+# %% ../../nbs/data/32_raw_counts.ipynb #1057f1d8
+def warn_of_empty(names, n_cells: int, excludes: bool, stacklevel: int) -> None:
+    "Say which cells were left out because they have no library size; refuse a screen of them."
+    if not len(names):
+        return
+    where = " outside size_factor_exclude" if excludes else " at all"
+    if len(names) == n_cells:
+        raise GpovaeError(
+            f"The {n_cells} cells have no counts{where}. Is this the matrix of counts? Pass layer="
+            " with the raw counts."
+        )
+    warnings.warn(
+        f"{len(names)} cell(s) have no counts{where} and were left out, the first is"
+        f" {names[0]!r}. To have them refused: drop_empty=False (--no-drop-empty).",
+        stacklevel=stacklevel + 1,
+    )
+
 # %% ../../nbs/data/32_raw_counts.ipynb #fca62106
-def check_counts(X, obs_names, var_names, size_factor=None) -> tuple[np.ndarray, np.ndarray]:
+def check_counts(
+    X, obs_names, var_names, size_factor=None, *, allow_empty: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Total counts and library size per cell of a matrix of raw counts.
 
     Parameters
@@ -90,6 +119,8 @@ def check_counts(X, obs_names, var_names, size_factor=None) -> tuple[np.ndarray,
         Names of cells and genes, for messages.
     size_factor : array of bool, (genes,), optional
         Genes that count towards the library size. None takes all.
+    allow_empty : bool, default False
+        Let cells without counts pass, with a library size of 0?
 
     Returns
     -------
@@ -101,7 +132,7 @@ def check_counts(X, obs_names, var_names, size_factor=None) -> tuple[np.ndarray,
     Raises
     ------
     GpovaeError
-        On NaN, negative and fractional values, and on empty cells.
+        On NaN, negative and fractional values, and on empty cells unless they are allowed.
     """
     if X is None:
         raise GpovaeError("X is empty. Name the layer with the raw counts: layer=.")
@@ -113,5 +144,6 @@ def check_counts(X, obs_names, var_names, size_factor=None) -> tuple[np.ndarray,
         totals[cells] = np.asarray(block.sum(1)).ravel()
         # equation data.raw_counts.1
         library[cells] = totals[cells] if has_all else block @ np.asarray(size_factor, float)
-    _check_empty(totals, library, obs_names)
+    if not allow_empty:
+        _check_empty(totals, library, obs_names)
     return totals, library

@@ -21,7 +21,7 @@ from ..core.provenance import fingerprint, storable, versions
 from .annotations import chosen_cells, read_labels
 from .kinds import read_kinds
 from .labels import CONTROL, numbered_controls
-from .raw_counts import check_counts
+from .raw_counts import check_counts, warn_of_empty
 from .screen import Key, Screen
 
 # %% ../../nbs/data/35_register.ipynb #cda1f805
@@ -136,6 +136,18 @@ def _write_record(screen: Screen, settings: dict, n_counts: int) -> None:
     record = dict(result=result, parameters=storable(settings), versions=versions())
     uns[Key.prepare] = dict(uns.get(Key.prepare, {})) | {"register": record}
 
+# %% ../../nbs/data/35_register.ipynb #046a2306
+def _filled(adata: ad.AnnData, library: np.ndarray, settings: dict) -> np.ndarray:
+    "(cells,) bool: cells with a library size, of perturbations that still have enough of them."
+    filled = library > 0
+    excludes = bool(len(settings["size_factor_exclude"]))
+    warn_of_empty(adata.obs_names[~filled], len(filled), excludes, stacklevel=4)
+    keys = {name: settings[name] for name in ("perturbation_key", "control", "gene_key")}
+    filled[filled] = chosen_cells(
+        adata.obs[filled], adata.var, min_cells=settings["min_cells"], **keys
+    )
+    return filled
+
 # %% ../../nbs/data/35_register.ipynb #5b639223
 def _register(adata: ad.AnnData, settings: dict) -> Screen:
     "Check a screen and write its annotations, with the settings of `register`."
@@ -151,9 +163,16 @@ def _register(adata: ad.AnnData, settings: dict) -> Screen:
     keys |= dict(batch_key=batch_key, guide_key=guide_key)
     column, genes, labels = read_labels(adata.obs, adata.var, **keys)
     size_factor = _size_factor_genes(genes, settings["size_factor_exclude"])
-    kinds = read_kinds(adata.obs, settings["perturbation_type"], labels)
     X = adata.layers[layer] if layer else adata.X
-    totals, library = check_counts(X, adata.obs_names, genes, size_factor)
+    allow_empty = settings["drop_empty"]
+    totals, library = check_counts(X, adata.obs_names, genes, size_factor, allow_empty=allow_empty)
+    if not library.all():
+        filled = _filled(adata, library, settings)
+        labels = read_labels(adata.obs[filled], adata.var, **keys)[2]
+        adata._inplace_subset_obs(filled)
+        totals = totals[filled]
+        library = library[filled]
+    kinds = read_kinds(adata.obs, settings["perturbation_type"], labels)
 
     # everything was checked; from here on it is written
     adata.obs[Key.perturbation] = pd.Categorical(labels)
@@ -186,6 +205,7 @@ def register(
     *,
     perturbation_type: str = "knockdown",
     min_cells: int | None = None,
+    drop_empty: bool = True,
     gene_key: str | None = None,
     guide_key: str | None = None,
 ) -> Screen:
@@ -208,6 +228,8 @@ def register(
         Or "knockout", "activation", or the column of obs that says so.
     min_cells : int, optional
         Leave out perturbations with fewer cells.
+    drop_empty : bool, default True
+        Leave out cells without counts; otherwise they are refused.
     gene_key : str, optional
         Column of var with gene names. None takes symbols where var_names are Ensembl ids.
 

@@ -44,6 +44,7 @@ class Key:
     screen = "gpovae_screen"  # where counts and labels lie
     nodes = "gpovae_nodes"  # genes of the network
     responses = "gpovae_responses"  # log fold change of every node under every perturbation
+    quality = "gpovae_quality"  # share of failing cells by perturbation and rule
     perturbations = "gpovae_perturbations"  # what each perturbation achieved
     prepare = "gpovae_prepare"  # record of the preparation
     truth = "gpovae_truth"  # of a simulated screen, the answer
