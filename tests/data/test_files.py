@@ -60,6 +60,7 @@ def small_blocks(monkeypatch):
 
 STEPS = (
     "quality_labels",
+    "stable_size_factor",
     "split_cells",
     "graph_nodes",
     "match_controls",
