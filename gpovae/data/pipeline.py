@@ -106,8 +106,6 @@ def _drop_weak(preparation: Preparation, summary: pd.DataFrame | None) -> None:
     work = preparation.work = preparation.narrow(work, keep)
     screen = _register(work, options)
     sign(work, "quality")  # cells were judged among all of the screen
-    # other perturbations, other genes that they move
-    stable_size_factor(work, options.size_factor)
 
     result = dict(cells_in=n_cells, cells=work.n_obs, perturbations=len(screen.perturbations)) | {
         str(k): int(n) for k, n in table["outcome"].value_counts().items()
@@ -137,6 +135,8 @@ def _run_steps(preparation: Preparation, summary: pd.DataFrame | None, progress:
         _drop_weak(preparation, summary)
 
     run("split", split_cells, fractions=options.fractions, seed=seed, held_out=options.held_out)
+    # cells that left since may have taken perturbations with them
+    stable_size_factor(preparation.work, options.size_factor)
     run(
         "nodes",
         graph_nodes,
