@@ -9,7 +9,7 @@ __all__ = ['PrepareOptions']
 # %% ../../nbs/data/85_options.ipynb #0d0a0004
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import GpovaeError
 from ..core.options import check_fields, documented, option
@@ -54,6 +54,11 @@ class _Labels:
 class _Choice(_Labels):
     "Which cells and perturbations stay."
 
+    size_factor: Literal["auto", "all", "stable"] = option(
+        "auto",
+        "Genes of the library size: all, those whose share no perturbation moves (stable), or the"
+        " latter where a perturbation moves the former by more than 5 % (auto).",
+    )
     size_factor_exclude: list[str] = option((), "Genes that do not count towards the library size.")
     min_cells: int | None = option(
         None, "Leave out perturbations with fewer cells; None: keep all."

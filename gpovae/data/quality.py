@@ -20,6 +20,7 @@ from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from .blocks import block_rows, blocks
 from .failures import failure_table, in_words, judge, warn_of_failures
+from .register import counted_genes
 from .screen import Key, Screen
 from .steps import step
 
@@ -45,7 +46,7 @@ def cell_metrics(screen: Screen) -> pd.DataFrame:
     """
     var = pd.DataFrame(index=screen.genes)
     for family, pattern in _FAMILIES.items():
-        var[family] = var.index.str.match(f"(?i:{pattern})") & screen.size_factor
+        var[family] = var.index.str.match(f"(?i:{pattern})") & counted_genes(screen)
     names = screen.adata.obs_names
     tables = [_block_metrics(block, names[rows], var) for rows, block in blocks(screen.counts)]
     return pd.concat(tables).astype(np.float32)

@@ -23,6 +23,7 @@ from .kinds import read_kinds
 from .labels import CONTROL, numbered_controls
 from .raw_counts import check_counts, warn_of_empty
 from .screen import Key, Screen
+from .steps import stale
 
 # %% ../../nbs/data/35_register.ipynb #cda1f805
 def _size_factor_genes(genes: pd.Index, exclude) -> np.ndarray:
@@ -33,6 +34,15 @@ def _size_factor_genes(genes: pd.Index, exclude) -> np.ndarray:
             f"size_factor_exclude names {unknown[0]!r}, which is not a gene of this screen."
         )
     return ~genes.isin(list(exclude))
+
+# %% ../../nbs/data/35_register.ipynb #d1f50002
+def counted_genes(screen: Screen) -> np.ndarray:
+    "(genes,) bool: all but those that the user named in size_factor_exclude."
+    record = screen.adata.uns.get(Key.prepare, {}).get("register")
+    if record is None:
+        return screen.size_factor
+    names = str(record["parameters"].get("size_factor_exclude", "")).split(", ")
+    return ~screen.genes.isin(names)
 
 # %% ../../nbs/data/35_register.ipynb #e143865c
 def _choose_layer(adata: ad.AnnData, layer: str | None) -> str | None:
@@ -112,6 +122,13 @@ def _identity(adata: ad.AnnData, guide_key: str | None, sums: Iterable[np.ndarra
         words += list(adata.obs[key].astype(str)) if key else []
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
+# %% ../../nbs/data/35_register.ipynb #d1f50001
+def _has_size_factor(adata: ad.AnnData, identity: str) -> bool:
+    "Did the step size_factor choose the library size for this very screen?"
+    is_same = adata.uns.get(Key.screen, {}).get("identity") == identity
+    has_run = "size_factor" in adata.uns.get(Key.prepare, {})
+    return is_same and has_run and "size_factor" not in stale(adata)
+
 # %% ../../nbs/data/35_register.ipynb #51c9d09a
 def _batches(adata: ad.AnnData, batch_key: str | None) -> pd.Categorical:
     if batch_key:
@@ -123,12 +140,11 @@ def _write_record(screen: Screen, settings: dict, n_counts: int) -> None:
     "What came of it, in the record of the preparation."
     uns = screen.adata.uns
     n_cells, n_genes = screen.adata.shape
-    n_size_factor = int(screen.size_factor.sum())
     n_controls = int(screen.is_control.sum())
     result = dict(
         cells=n_cells,
         genes=n_genes,
-        size_factor_genes=n_size_factor,
+        size_factor_genes=n_genes - len(set(settings["size_factor_exclude"])),
         perturbations=len(screen.perturbations),
         controls=n_controls,
         counts=n_counts,
@@ -177,10 +193,12 @@ def _register(adata: ad.AnnData, settings: dict) -> Screen:
     # everything was checked; from here on it is written
     adata.obs[Key.perturbation] = pd.Categorical(labels)
     adata.obs[Key.kind] = pd.Categorical(kinds)
-    adata.obs[Key.library_size] = library.astype(np.float32)
     adata.obs[Key.batch] = _batches(adata, batch_key)
-    adata.var[Key.size_factor] = size_factor
     adata.var[Key.gene] = genes.to_numpy(str)
+    identity = _identity(adata, guide_key, (totals, library))
+    if not _has_size_factor(adata, identity):
+        adata.obs[Key.library_size] = library.astype(np.float32)
+        adata.var[Key.size_factor] = size_factor
     adata.uns[Key.screen] = dict(
         perturbation_key=column,
         control=settings["control"] or "",
@@ -188,7 +206,7 @@ def _register(adata: ad.AnnData, settings: dict) -> Screen:
         batch_key=batch_key or "",
         guide_key=guide_key or "",
         cells=fingerprint(adata.obs_names),
-        identity=_identity(adata, guide_key, (totals, library)),
+        identity=identity,
     )
     screen = Screen(adata)
     _write_record(screen, settings, int(totals.sum()))

@@ -20,6 +20,7 @@ from .screen import Key, Screen
 # where each step writes: the part of the AnnData, and the key
 STEPS = dict(
     quality=("obs", Key.fail),
+    size_factor=("obs", Key.library_size),
     split=("obs", Key.split),
     nodes=("uns", Key.nodes),
     matching=("obsm", Key.match),
@@ -29,11 +30,12 @@ STEPS = dict(
 # the steps whose results it reads
 READS = dict(
     quality=(),
+    size_factor=("quality",),
     split=(),
-    nodes=("quality", "split"),
-    matching=("quality", "split"),
-    responses=("quality", "split", "nodes"),
-    perturbations=("quality", "split", "responses"),
+    nodes=("quality", "size_factor", "split"),
+    matching=("quality", "size_factor", "split"),
+    responses=("quality", "size_factor", "split", "nodes"),
+    perturbations=("quality", "size_factor", "split", "responses"),
 )
 
 # %% ../../nbs/data/30_steps.ipynb #cde9304b
@@ -46,7 +48,10 @@ def _hash_result(adata: ad.AnnData, name: str) -> str:
 # %% ../../nbs/data/30_steps.ipynb #37d1a933
 def _hash_input(adata: ad.AnnData, name: str) -> str:
     "Hash of the screen and of the results that a step reads."
-    return digest([Screen(adata).identity, *(_hash_result(adata, s) for s in READS[name])])
+    # up to 0.2.0 the library size was never chosen
+    chosen = "size_factor" in adata.uns.get(Key.prepare, {})
+    read = [s for s in READS[name] if chosen or s != "size_factor"]
+    return digest([Screen(adata).identity, *(_hash_result(adata, s) for s in read)])
 
 # %% ../../nbs/data/30_steps.ipynb #71d1ee0a
 def _is_unchanged(adata: ad.AnnData, name: str) -> bool:

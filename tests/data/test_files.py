@@ -60,6 +60,7 @@ def small_blocks(monkeypatch):
 
 STEPS = (
     "quality_labels",
+    "stable_size_factor",
     "split_cells",
     "graph_nodes",
     "match_controls",
@@ -1104,7 +1105,8 @@ def test_steps_are_recognised_in_memory(base, expected, tmp_path, monkeypatch):
 def test_a_change_by_hand_is_noticed_and_put_right(base, expected, monkeypatch):
     a = prepared(base)
     a.obs[Key.fail] = ~a.obs[Key.fail]
-    assert stale(a) == ["quality", "nodes", "matching", "responses", "perturbations"]
+    later = ["nodes", "matching", "responses", "perturbations"]
+    assert stale(a) == ["quality", "size_factor", *later]
     prepare(a, **QUICK)
     assert stale(a) == []
     assert_same(results(a), expected)
