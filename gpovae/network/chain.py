@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.errors import GpovaeError
-from ..data.responses import Responses, own_lfc
+from ..data.dose import Dose
+from ..data.responses import Responses
 from . import gibbs
 from .denoising import fit_mixture, shrink, steady_state
 
@@ -27,13 +28,14 @@ LISTED = 2
 class Table(NamedTuple):
     "A table of responses, prepared for the regression."
 
-    # (R, n): -1 of a target that is not measured, elsewhere 0 where nothing was measured
+    # (R, n): of a target its dose, elsewhere 0 where nothing was measured
     lfc: np.ndarray
-    variance: np.ndarray  # (R, n) squared standard errors, 1 where nothing was measured
+    # (R, n) squared standard errors, of a target that of its dose; 1 where nothing was measured
+    variance: np.ndarray
     is_target: np.ndarray  # (R, n) bool
     explained: np.ndarray  # (R, n) bool: entries that the network has to explain
     targets: list  # nodes that each perturbation targets
-    kappa: np.ndarray  # (n,) log fold change of each node when it is the target
+    dose: Dose  # (n,) of each node when it is the target
     regulators: np.ndarray  # nodes that may regulate
     kind: np.ndarray  # (n, n) PERTURBED, UNPERTURBED or LISTED
     sign: np.ndarray  # (n, n) that prior knowledge gives, 0 elsewhere
@@ -86,9 +88,11 @@ def prepare_table(
         prior = np.full((len(perturbed),) * 2, np.nan)
     listed = np.isfinite(prior)
 
-    missing = np.where(is_target, -1.0, 0.0)
-    lfc = np.where(measured, responses.lfc, missing).astype(np.float32)
-    se = np.where(measured, responses.se, 1.0).astype(np.float32)
+    told = responses.target_dose()
+    lfc = np.where(measured, responses.lfc, 0.0)
+    lfc = np.where(is_target, told.mean, lfc).astype(np.float32)
+    se = np.where(measured, responses.se, 1.0)
+    se = np.where(is_target, told.se, se).astype(np.float32)
     candidates = perturbed | measured.any(0) | listed.any(1)
     candidates = candidates & _may_regulate(regulators, perturbed)
     kind = (~perturbed)[:, None].astype(int)
@@ -98,7 +102,7 @@ def prepare_table(
         is_target=is_target,
         explained=measured & ~is_target,
         targets=responses.targets,
-        kappa=own_lfc(lfc, is_target),
+        dose=Dose(responses.dose(), responses.dose_se()),
         regulators=np.flatnonzero(candidates),
         kind=np.where(listed, LISTED, kind),
         sign=np.where(listed, prior, 0.0),
@@ -170,7 +174,7 @@ def denoise(chain: Chain, learn: bool, use_network: bool) -> None:
     explained = table.explained
     predicted = np.zeros(table.lfc.shape)
     if use_network:
-        predicted = steady_state(chain.network.astype(float), table.kappa, table.targets)
+        predicted = steady_state(chain.network.astype(float), table.dose.mean, table.targets)
     deviation = (chain.moved() - predicted)[explained]
     noise = table.variance[explained]
     if learn:

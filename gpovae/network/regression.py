@@ -89,13 +89,11 @@ def _threads(is_small: bool):
         numba.set_num_threads(before)
 
 # %% ../../nbs/network/40_regression.ipynb #493aeacd
-def _add_own_error(table: Table, measured: np.ndarray, posterior: Posterior) -> np.ndarray:
-    "(n, n) standard deviation of effects, with the error of the regulator's own knockdown."
-    knocked_down = table.is_target & measured
-    variance = np.where(knocked_down, table.variance, np.inf).min(0, initial=1e6)
-    relative = np.where(knocked_down.any(0), variance / np.maximum(table.kappa**2, 1e-6), 0)
+def _add_dose_error(table: Table, posterior: Posterior) -> np.ndarray:
+    "(n, n) standard deviation of effects, with the error of the regulator's dose."
+    relative = table.dose.se / table.dose.mean
     # equation network.regression.1
-    return np.sqrt(posterior.std**2 + posterior.effect**2 * relative[:, None])
+    return np.sqrt(posterior.std**2 + (posterior.effect * relative[:, None]) ** 2)
 
 # %% ../../nbs/network/40_regression.ipynb #4bf84625
 def _average_density(posterior: Posterior) -> float:
@@ -140,7 +138,7 @@ def fit_network(responses: Responses, **options) -> NetworkFit:
         posterior = run(table, [[o.seed, k] for k in range(chains)])
         probability, calibration = calibrate(table, posterior, run, copies, o.seed)
 
-    std = _add_own_error(table, responses.measured, posterior)
+    std = _add_dose_error(table, posterior)
     matrices = (probability, posterior.effect, std)
     density = _average_density(posterior)
     return NetworkFit(*(x.astype(np.float32) for x in matrices), density, calibration)
