@@ -50,7 +50,7 @@ def test_parts_add_up(seed, longest):
 
 def test_trained_model_adds_up(model):
     shift = (
-        model.vae.grn.predicted_lfc(torch.arange(len(model.nodes)), model.vae.perturbations.kappa)
+        model.vae.grn.predicted_lfc(torch.arange(len(model.nodes)), model.vae.perturbations.dose)
         .detach()
         .numpy()
     )
