@@ -7,7 +7,7 @@ against each other, and noise turns no sign."""
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/data/58_dose.ipynb #0d3901e3
+# %% ../../nbs/data/58_dose.ipynb #5f351922
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from .kinds import KINDS, Kind
 
-# %% ../../nbs/data/58_dose.ipynb #1b27aaff
+# %% ../../nbs/data/58_dose.ipynb #2153c078
 SPREAD = 0.7  # standard deviation of doses that is expected before any is measured
 LEAST_SPREAD = 0.3
 WORTH = 4  # targets that this expectation counts for
@@ -41,7 +41,7 @@ def expected_dose(kind: Kind, change: np.ndarray, error: np.ndarray) -> Expected
     variance = (WORTH * SPREAD**2 + excess) / total
     return Expected(float(mean), float(np.sqrt(max(variance, LEAST_SPREAD**2))))
 
-# %% ../../nbs/data/58_dose.ipynb #8fb17670
+# %% ../../nbs/data/58_dose.ipynb #27afaabb
 FLOOR = 0.1  # least dose: nothing is divided by nearly nothing
 
 
@@ -68,7 +68,7 @@ def combine(change: np.ndarray, error: np.ndarray, expected: Expected) -> Dose:
     share = np.maximum(1 + alpha * hazard - hazard**2, 1 / (3 + alpha**2))
     return Dose(sign * size, sd * np.sqrt(np.minimum(share, 1)))
 
-# %% ../../nbs/data/58_dose.ipynb #b92d4462
+# %% ../../nbs/data/58_dose.ipynb #ddfe2e4f
 def target_doses(lfc: np.ndarray, se: np.ndarray, is_target: np.ndarray, kinds) -> Dose:
     """Doses (R, n) of the targets of each perturbation, 0 elsewhere.
 
@@ -94,7 +94,7 @@ def target_doses(lfc: np.ndarray, se: np.ndarray, is_target: np.ndarray, kinds) 
 def _entries(lfc, se, mask):
     return np.asarray(lfc[mask], float), np.maximum(np.asarray(se[mask], float), 1e-6)
 
-# %% ../../nbs/data/58_dose.ipynb #130adee7
+# %% ../../nbs/data/58_dose.ipynb #e2985eaa
 def counted_rows(is_target: np.ndarray) -> np.ndarray:
     "(R, n) bool: perturbations of a node alone, or combinations where it is never alone."
     is_single = is_target & (is_target.sum(1, keepdims=True) == 1)
@@ -118,7 +118,7 @@ def node_doses(doses: Dose, is_target: np.ndarray, default: float = -1.0) -> Dos
     error = np.where(is_read, np.sqrt(1 / total), 0)
     return Dose(np.where(perturbed, mean, default), np.where(perturbed, error, 0))
 
-# %% ../../nbs/data/58_dose.ipynb #f5f8b300
+# %% ../../nbs/data/58_dose.ipynb #58f1e212
 VISIBLE = 0.5  # least change of an own transcript that counts, 40 % in a knockdown
 FEW = 3  # perturbations that are no pattern
 
@@ -130,7 +130,7 @@ def has_responders(lfc: np.ndarray, se: np.ndarray, is_target: np.ndarray) -> np
     tested = (np.isfinite(lfc) & ~is_target).sum(1)
     return z.max(1, initial=0) > norm.isf(0.005 / np.maximum(tested, 1))
 
-# %% ../../nbs/data/58_dose.ipynb #a3f371a9
+# %% ../../nbs/data/58_dose.ipynb #814f1c5b
 def contradictions(responses) -> dict[str, str]:
     "Notes on kinds of perturbations that a table of `Responses` contradicts, by kind."
     is_target = responses.is_target
@@ -146,23 +146,23 @@ def contradictions(responses) -> dict[str, str]:
         rows = visible & (responses.kinds == name) & kind.own_transcript_is_dose
         toward = np.sign(kind.dose) * own[rows]
         labels = np.asarray(responses.perturbations)[rows]
-        if note := _note(kind, labels, toward, error[rows], responds[rows]):
+        if note := _note(kind, labels, toward, responds[rows]):
             notes[f"note_{name}"] = note
     return notes
 
 
-def _note(kind, labels, toward, error, responds) -> str:
-    "What to say of one kind: own changes (N,) in its direction, their errors, any responders?"
+def _note(kind, labels, toward, responds) -> str:
+    "What to say of one kind, given own changes (N,) in its direction, and are there responders."
     moved = toward > VISIBLE
-    against = (toward < -VISIBLE / 2) & (toward < -2 * error)
+    against = toward < -VISIBLE
     still = responds & ~moved
-    if against.sum() >= FEW and against.sum() > moved.sum():
+    if against.sum() >= FEW and against.mean() > 0.5:
         return _wrong_way(kind, labels[against], len(labels))
     if still.sum() >= FEW and still.sum() > (responds & moved).sum():
         return _stays(kind, labels[still], responds.sum())
     return ""
 
-# %% ../../nbs/data/58_dose.ipynb #84fb04eb
+# %% ../../nbs/data/58_dose.ipynb #4063ba46
 _SETTING = "perturbation_type={0!r} (--perturbation-type {0})"
 
 

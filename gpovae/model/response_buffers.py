@@ -78,6 +78,12 @@ def empty(cls: ResponseBuffers, targets: list[list[int]], n: int) -> ResponseBuf
     responses = Responses(unknown, unknown, np.zeros(len(targets)), labels, nodes)
     return cls(responses, n_fail=0)
 
+# %% ../../nbs/model/37_response_buffers.ipynb #28117d55
+@patch
+def settle(self: ResponseBuffers, dose: np.ndarray) -> None:
+    "Take over the doses (n,) that `fit_network` found."
+    self.dose.copy_(torch.from_numpy(dose))
+
 # %% ../../nbs/model/37_response_buffers.ipynb #40823760
 @patch
 def nodes_of(self: ResponseBuffers, label: torch.Tensor) -> torch.Tensor:
@@ -97,7 +103,7 @@ def find(self: ResponseBuffers, nodes: torch.Tensor, label: torch.Tensor) -> tor
     nothing = index.new_full((1, index.shape[1]), len(nodes))
     return torch.cat([index, nothing])[label]
 
-# %% ../../nbs/model/37_response_buffers.ipynb #83c760e5
+# %% ../../nbs/model/37_response_buffers.ipynb #b5e6fc63
 @patch
 def _load_from_state_dict(self: ResponseBuffers, state_dict, prefix, *rest):
     before = state_dict.pop(f"{prefix}kappa", None)

@@ -217,7 +217,8 @@ def fit_unseen(
     responses = response_rows(vae)
     targets = responses.targets
     table = _Table(responses, dict(prior=prior, seed=seed))
-    p, m, std, density, _ = (np.asarray(x, float) for x in table.fit(range(len(targets))))
+    fit = table.fit(range(len(targets)))
+    p, m, std, density = (np.asarray(x, float) for x in fit[:4])
     worth = _worth(*_hide(table, folds, seed, progress))
 
     perturbed = np.unique(sum(targets, []))

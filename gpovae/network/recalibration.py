@@ -99,10 +99,11 @@ def simulate_from_fit(
 ) -> tuple[np.ndarray, Table]:
     "Edges (n, n) of a network drawn from the posterior, and this screen's table of it."
     W = _draw_network(table, p, effect, rng)
+    dose = chain.dose
     errors = chain.errors
     others = ~table.is_target
     noise = np.sqrt(table.variance + others * errors.misfit)
-    lfc = steady_state(W, table.dose.mean, table.targets) + rng.normal(size=noise.shape) * noise
+    lfc = steady_state(W, dose, table.targets) + rng.normal(size=noise.shape) * noise
     row = errors.row.std() * rng.normal(size=errors.row.shape)
     lfc = lfc + others * (errors.column + row)
 

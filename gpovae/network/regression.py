@@ -37,6 +37,8 @@ class NetworkFit(NamedTuple):
         Share of edges among pairs of perturbed regulators.
     calibration : Calibration
         Intercept and slope by which the log odds of edges were lowered.
+    dose : ndarray
+        (n,) of each node: that of the table, or found where no transcript tells it.
     """
 
     probability: np.ndarray
@@ -44,6 +46,7 @@ class NetworkFit(NamedTuple):
     std: np.ndarray
     density: float
     calibration: Calibration
+    dose: np.ndarray
 
 # %% ../../nbs/network/40_regression.ipynb #bf1f1ff6
 @dataclass
@@ -91,7 +94,7 @@ def _threads(is_small: bool):
 # %% ../../nbs/network/40_regression.ipynb #493aeacd
 def _add_dose_error(table: Table, posterior: Posterior) -> np.ndarray:
     "(n, n) standard deviation of effects, with the error of the regulator's dose."
-    relative = table.dose.se / table.dose.mean
+    relative = table.dose.se / posterior.dose
     # equation network.regression.1
     return np.sqrt(posterior.std**2 + (posterior.effect * relative[:, None]) ** 2)
 
@@ -141,4 +144,5 @@ def fit_network(responses: Responses, **options) -> NetworkFit:
     std = _add_dose_error(table, posterior)
     matrices = (probability, posterior.effect, std)
     density = _average_density(posterior)
-    return NetworkFit(*(x.astype(np.float32) for x in matrices), density, calibration)
+    found = (x.astype(np.float32) for x in matrices)
+    return NetworkFit(*found, density, calibration, posterior.dose)

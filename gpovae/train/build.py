@@ -257,6 +257,7 @@ def _assembled(screen, settings, cells, responses, fit, *, progress) -> Built:
     )
     if fit is not None:
         vae.grn.start_from(*fit[:3])
+        vae.perturbations.settle(fit.dose)
     _start_scale(vae, screen, cells, settings.scale_floor, progress)
     if settings.target_dispersion:
         _start_dispersion(vae, cells)

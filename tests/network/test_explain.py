@@ -223,7 +223,8 @@ def test_words_and_markup():
     assert "<script>alert(1)</script>" in repr(why) and f"{why.total:+.3f}" in why.sentence()
     nodes["position"] = [-1, 0, 1, 2]
     assert (
-        "the perturbation as it was done" in explain(grn, kappa, nodes, nodes.index[0], "c").sentence()
+        "the perturbation as it was done"
+        in explain(grn, kappa, nodes, nodes.index[0], "c").sentence()
         and "the perturbation as it was done" not in why.sentence()
     )
     with torch.no_grad():
