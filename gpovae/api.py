@@ -329,7 +329,9 @@ def predict(
     prior: pd.DataFrame | None = None,
     progress: bool = False,
 ) -> ad.AnnData:
-    """Average treatment effects of perturbations, in log2 units.
+    """Average treatment effects of perturbations as they were done, in log2 units.
+
+    A knockout or an activation is predicted as such, with the efficiency that it had in the screen.
 
     Parameters
     ----------
@@ -476,7 +478,7 @@ def network(
 def explain(
     self: GPOVAE, source: str, target: str | None = None, n_paths: int | None = 10
 ) -> pd.DataFrame | Explanation:
-    """The network's effect of a perturbation, taken apart.
+    """The network's effect of one perturbation as it was done, taken apart.
 
     Parameters
     ----------
@@ -490,7 +492,8 @@ def explain(
     Returns
     -------
     Explanation or DataFrame
-        For one target: by length, path and mediator. For all: direct, indirect and total effect of
+        In natural-log expression, of one perturbation as it was done in the screen. For one
+        target: by length, path and mediator. For all: direct, indirect and total effect of
         every gene, and the share of all effects that it mediates.
 
     Raises
@@ -509,9 +512,9 @@ def explain(
     check_settings(locals(), GPOVAE.explain.__annotations__)
     run = self._trained()
     check_source(run, source)
-    why = explain_effect(
-        run.vae.grn, run.vae.perturbations.kappa, self.nodes, source, target, n_paths
-    )
+    known = run.vae.perturbations
+    nodes = self.nodes.assign(told=(known.dose_se != 0).cpu().numpy())
+    why = explain_effect(run.vae.grn, known.dose, nodes, source, target, n_paths)
     if target is None:
         return why
     effect = self.predict(canonical(source)).to_df()[target].to_numpy()
@@ -555,7 +558,7 @@ def cut(self: GPOVAE, edges: Sequence[tuple[str, str]]) -> GPOVAE:
 def _node_table(self: GPOVAE) -> pd.DataFrame:
     "Nodes with what was done to them, as other tools take it."
     known = self.vae.perturbations
-    return node_table(self.nodes, known.kappa, known.node_cells)
+    return node_table(self.nodes, known.own_lfc, known.node_cells, known.dose)
 
 
 @patch

@@ -8,11 +8,13 @@ __all__ = ['KINETICS', 'total_effects', 'random_network']
 
 # %% ../../nbs/data/38_kinetics.ipynb #8cd26f35
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from ..core.errors import GpovaeError
+from .kinds import KINDS
 
 # %% ../../nbs/data/38_kinetics.ipynb #4d602433
 def total_effects(W: np.ndarray) -> np.ndarray:
@@ -139,3 +141,25 @@ def additive(W: np.ndarray) -> Response:
 
 # %% ../../nbs/data/38_kinetics.ipynb #3fd70f73
 KINETICS = dict(loglinear=loglinear, saturating=saturating, additive=additive)
+
+# %% ../../nbs/data/38_kinetics.ipynb #793b5a77
+MIXED = "mixed"  # one kind after the other
+
+
+class PerturbedTargets(NamedTuple):
+    "What is done to the targets."
+
+    kinds: np.ndarray  # (perturbations,) keys of `KINDS`
+    kappa: np.ndarray  # (perturbations,) change of the activity, as a log production rate
+    own: np.ndarray  # (perturbations,) lfc of the transcript; NaN: that of the activity
+
+    @classmethod
+    def draw(cls, kappa, perturbation_type, seed):
+        "`kappa` (perturbations,) are those of a knockdown screen."
+        cycle = list(KINDS) if perturbation_type == MIXED else [perturbation_type]
+        kinds = np.resize(cycle, len(kappa))
+        # numbers of their own: all else is drawn as in a knockdown screen of this seed
+        own = np.random.default_rng([seed, 1]).normal(-0.3, 0.3, len(kappa))
+        sign = np.array([-KINDS[kind].dose for kind in kinds])
+        tells = np.array([KINDS[kind].own_transcript_is_dose for kind in kinds])
+        return cls(kinds, kappa * np.sign(sign), np.where(tells, np.nan, own))

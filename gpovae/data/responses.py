@@ -7,7 +7,12 @@ to which the network is fitted."""
 __all__ = ['fold_changes', 'Responses', 'node_responses']
 
 # %% ../../nbs/data/60_responses.ipynb #af52f8db
+<<<<<<< HEAD
 from dataclasses import dataclass, fields, replace
+=======
+import warnings
+from dataclasses import dataclass, replace
+>>>>>>> A
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,7 +22,9 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core.errors import GpovaeError
+from .dose import Dose, contradictions, counted_rows, node_doses, target_doses
 from .expression import group_moments
+from .kinds import KINDS
 from .labels import CONTROL, targets
 from .order import name_order
 from .screen import Key, Screen
@@ -125,18 +132,15 @@ def fold_changes(screen: Screen, rows, columns=None) -> FoldChanges:
 
 # %% ../../nbs/data/60_responses.ipynb #7e5b0001
 def own_lfc(lfc: np.ndarray, is_target: np.ndarray) -> np.ndarray:
-    """Knockdown kappa (n,): log fold change of each target in the cells where it is the target.
+    """(n,) log fold change of each target in the cells where it is the target.
 
     Both arguments are (R, n). The mean over perturbations that target the node alone, or over
-    combinations where it is never alone; -1 where it is not measured or never perturbed.
+    combinations where it is never alone; NaN where it is not measured or never perturbed.
     """
-    kappa = np.where(is_target & np.isfinite(lfc), lfc, np.nan)
-    is_single = is_target & (is_target.sum(1, keepdims=True) == 1)
-    # combinations only where a node is never alone
-    kappa = np.where(is_single | ~is_single.any(0), kappa, np.nan)
-    measured = np.isfinite(kappa)
-    mean = np.nansum(kappa, 0) / np.maximum(measured.sum(0), 1)
-    return np.where(measured.any(0), mean, -1.0)
+    own = np.where(counted_rows(is_target) & np.isfinite(lfc), lfc, np.nan)
+    measured = np.isfinite(own)
+    mean = np.nansum(own, 0) / np.maximum(measured.sum(0), 1)
+    return np.where(measured.any(0), mean, np.nan)
 
 # %% ../../nbs/data/60_responses.ipynb #7e5b0002
 @dataclass(frozen=True, eq=False)
@@ -159,6 +163,8 @@ class Responses:
         Names of the nodes.
     kinds : ndarray (R,), optional
         Knockdown, knockout or activation, of each perturbation; None: knockdowns.
+    known_dose : Dose, optional
+        Doses (n,) that were settled earlier, of a trained model; None: told by this table.
     """
 
     lfc: np.ndarray
@@ -167,6 +173,7 @@ class Responses:
     perturbations: np.ndarray
     nodes: pd.Index
     kinds: np.ndarray | None = None
+    known_dose: Dose | None = None
 
     def __post_init__(self):
         if self.kinds is None:
@@ -186,8 +193,40 @@ class Responses:
         return mask
 
     def own_lfc(self) -> np.ndarray:
-        "(n,) kappa: log fold change of each node in the cells where it is the target."
+        "(n,) log fold change of each node in the cells where it is the target; NaN: unknown."
         return own_lfc(self.lfc, self.is_target)
+
+# %% ../../nbs/data/60_responses.ipynb #74cf27cf
+@patch
+def target_dose(self: Responses) -> Dose:
+    "(R, n) dose of each target of each perturbation and its standard error; 0 elsewhere."
+    if self.known_dose is None:
+        return target_doses(self.lfc, self.se, self.is_target, self.kinds)
+    return Dose(*(np.where(self.is_target, x, 0) for x in self.known_dose))
+
+
+@patch
+def _node_dose(self: Responses) -> Dose:
+    if self.known_dose is not None:
+        return self.known_dose
+    kinds, counts = np.unique(self.kinds, return_counts=True)
+    usual = KINDS[str(kinds[counts.argmax()])].dose if len(kinds) else -1.0
+    return node_doses(self.target_dose(), self.is_target, usual)
+
+
+@patch
+def dose(self: Responses) -> np.ndarray:
+    "(n,) log fold change of the activity of each node where it is the target, natural log."
+    return self._node_dose().mean
+
+
+@patch
+def dose_se(self: Responses) -> np.ndarray:
+    """(n,) standard error of the dose.
+
+    0 where no transcript tells it: the unit of effects is then the perturbation as it was done.
+    """
+    return self._node_dose().se
 
 # %% ../../nbs/data/60_responses.ipynb #e96243ee
 @patch(as_prop=True)
@@ -252,7 +291,12 @@ def noise(self: Responses, rng: np.random.Generator) -> np.ndarray:
 # %% ../../nbs/data/60_responses.ipynb #ebc79129
 @patch(cls_method=True)
 def from_arrays(
-    cls: Responses, lfc: np.ndarray, se: np.ndarray, targets: list[list[int]]
+    cls: Responses,
+    lfc: np.ndarray,
+    se: np.ndarray,
+    targets: list[list[int]],
+    kinds=None,
+    known_dose: Dose | None = None,
 ) -> Responses:
     """A table without names: node i is called str(i).
 
@@ -262,6 +306,8 @@ def from_arrays(
         Log fold changes and their standard errors; NaN: not measured.
     targets : list of list of int
         Numbers of the nodes that each row targets.
+    kinds, known_dose : optional
+        As of the class.
 
     Returns
     -------
@@ -271,7 +317,9 @@ def from_arrays(
     R, n = np.shape(lfc)
     labels = ["+".join(map(str, nodes)) or CONTROL for nodes in targets]
     nodes = pd.Index([str(i) for i in range(n)], name="node")
-    return cls(lfc, se, np.zeros(R, np.int64), np.array(labels, dtype=str), nodes)
+    cells = np.zeros(R, np.int64)
+    kinds = None if kinds is None else np.asarray(kinds)
+    return cls(lfc, se, cells, np.array(labels, dtype=str), nodes, kinds, known_dose)
 
 # %% ../../nbs/data/60_responses.ipynb #3dfa0181
 @patch
@@ -333,7 +381,8 @@ def node_responses(adata: ad.AnnData) -> dict:
     Returns
     -------
     dict
-        Numbers of perturbations, nodes, measured nodes and cells.
+        Numbers of perturbations, nodes, measured nodes and cells; a note for each kind that the
+        data contradict.
     """
     screen = Screen(adata)
     nodes = screen.nodes
@@ -347,6 +396,10 @@ def node_responses(adata: ad.AnnData) -> dict:
     cells = changes.cells.astype(np.int64)
     labels = np.array(changes.labels)
     kinds = screen.kinds.loc[labels].to_numpy()
-    Responses(lfc, se, cells, labels, nodes.index, kinds).write(adata)
+    table = Responses(lfc, se, cells, labels, nodes.index, kinds)
+    table.write(adata)
     counts = dict(measured_nodes=int(measured.sum()), cells=int(cells.sum()))
-    return dict(perturbations=len(lfc), nodes=len(nodes)) | counts
+    notes = contradictions(table)
+    for note in notes.values():
+        warnings.warn(note, stacklevel=2)
+    return dict(perturbations=len(lfc), nodes=len(nodes)) | counts | notes

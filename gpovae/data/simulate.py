@@ -20,7 +20,15 @@ import scipy.sparse as sp
 from ..core.errors import GpovaeError
 from ..core.options import option, takes
 from .files import open_screen, write_annotations, write_screen
-from .kinetics import KINETICS, Response, random_network, total_effects
+from .kinds import KINDS
+from gpovae.data.kinetics import (
+    KINETICS,
+    MIXED,
+    PerturbedTargets,
+    Response,
+    random_network,
+    total_effects,
+)
 from .reorder import Source
 from .screen import Key
 
@@ -130,6 +138,9 @@ def _negative_binomial(mean, theta, rng) -> np.ndarray:
 class Simulation:
     "What a simulated screen is like, beside its size."
 
+    perturbation_type: str = option(
+        "knockdown", 'What is done to the targets: a key of `KINDS`; "mixed": each in turn.'
+    )
     kinetics: str = option("loglinear", "How effects combine; a key of `KINETICS`.")
     density: float | None = option(
         None, "Share of ordered pairs that are edges; None: 3.6 regulators per gene."
@@ -171,6 +182,11 @@ def _check(n_perturbations, options: Simulation) -> None:
     if options.kinetics not in KINETICS:
         names = ", ".join(KINETICS)
         raise GpovaeError(f"kinetics={options.kinetics!r} is unknown. There is: {names}.")
+    if options.perturbation_type not in [*KINDS, MIXED]:
+        names = ", ".join([*KINDS, MIXED])
+        raise GpovaeError(
+            f"perturbation_type={options.perturbation_type!r} is unknown. There is: {names}."
+        )
     ranges = _RANGES | dict(n_perturbations=(2, np.inf), unmeasured=(0, n_perturbations))
     values = vars(options) | dict(n_perturbations=n_perturbations)
     for name, (low, high) in ranges.items():
@@ -228,7 +244,7 @@ class _Counts:
 
     cells: pd.DataFrame  # of `_cell_table`
     expression: _Expression
-    kappa: np.ndarray  # (perturbations,) of `_knockdowns`
+    done: PerturbedTargets  # to the targets
     n_network: int  # genes of the network, the first of all
     respond: Response  # kinetics of the network
     order: np.ndarray  # (columns,) number of the gene in each column
@@ -236,18 +252,22 @@ class _Counts:
     def __post_init__(self):
         alone = self.cells[~self.cells.second]
         self.n_cells = np.bincount(alone.target[alone.target >= 0])
-        self.achieved = np.zeros(len(self.kappa))
+        self.achieved = np.zeros(len(self.done.kappa))
 
-    def _knocked_down(self, cells) -> np.ndarray:
+    def _perturbed(self, cells) -> np.ndarray:
         "(cells, network) log fold changes; those of targets on themselves are averaged."
         hit = np.flatnonzero(cells.target >= 0)
         target = cells.target.to_numpy()[hit]
-        strength = cells.efficiency.to_numpy()[hit] * self.kappa[target]
+        strength = cells.efficiency.to_numpy()[hit] * self.done.kappa[target]
         shape = (len(cells), self.n_network)
         lfc = self.respond(sp.csr_matrix((strength, (hit, target)), shape=shape))
         # the second cell of a doublet does not count
         on_itself = lfc[hit, target] * ~cells.second.to_numpy()[hit]
         np.add.at(self.achieved, target, on_itself / self.n_cells[target])
+
+        # the others have responded to the protein, whatever the transcript does
+        own = self.done.own[target]
+        lfc[hit, target] = np.where(np.isfinite(own), own, lfc[hit, target])
         return lfc
 
 # %% ../../nbs/data/40_simulate.ipynb #9d6083c4
@@ -261,7 +281,7 @@ def _draw_blocks(counts: _Counts, rng):
     for first, (start, stop) in zip(starts, pairwise(bounds), strict=True):
         block = cells.iloc[start:stop]
         log_mean = counts.expression.log_mean(block)
-        log_mean[:, : counts.n_network] += counts._knocked_down(block)
+        log_mean[:, : counts.n_network] += counts._perturbed(block)
 
         m = np.exp(log_mean[:, counts.order])
         mean = m * (block.depth.to_numpy() / m.sum(1))[:, None]
@@ -286,10 +306,15 @@ def _true_obs(cells: pd.DataFrame, names: np.ndarray) -> pd.DataFrame:
     return obs
 
 # %% ../../nbs/data/40_simulate.ipynb #7fd9bf6e
-def _truth(genes, W, achieved) -> dict:
+def _truth(genes, W, counts: _Counts) -> dict:
     "What uns['gpovae_truth'] holds."
-    knockdown = np.append(achieved, np.full(len(W) - len(achieved), np.nan))
+    never = np.full(len(W) - len(counts.achieved), np.nan)
+    knockdown = np.append(counts.achieved, never)
     numbers = dict(direct=W, total=total_effects(W), knockdown=knockdown)
+    is_protein = np.isfinite(counts.done.own)
+    if is_protein.any():
+        own = np.where(is_protein, counts.done.own, counts.achieved)
+        numbers["own_transcript"] = np.append(own, never)
     numbers = {name: x.astype(np.float32) for name, x in numbers.items()}
     return dict(genes=genes.index[: len(W)].to_numpy(str)) | numbers
 
@@ -330,10 +355,11 @@ def simulated(
     options = Simulation(**options).completed(n_genes, n_perturbations)
     _check(n_perturbations, options)
     rng = np.random.default_rng(seed)
-    return _screen(n_cells, n_genes, n_perturbations, options, rng, path)
+    return _screen((n_cells, n_genes, n_perturbations), options, rng, seed, path)
 
 # %% ../../nbs/data/40_simulate.ipynb #49f8b636
-def _screen(n_cells, n_genes, n_perturbations, options, rng, path):
+def _screen(size, options, rng, seed, path):
+    n_cells, n_genes, n_perturbations = size
     genes = _gene_table(n_genes, n_perturbations, options.n_downstream, options.unmeasured)
     n_network = n_perturbations + options.n_downstream
     W = random_network(n_network, options.density, rng)
@@ -342,16 +368,20 @@ def _screen(n_cells, n_genes, n_perturbations, options, rng, path):
     order = rng.permutation(np.flatnonzero(genes.measured))
     expression = _Expression.draw(genes, cells.batch.max() + 1, rng)
     respond = KINETICS[options.kinetics](W)
-    counts = _Counts(cells, expression, kappa, n_network, respond, order)
+    done = PerturbedTargets.draw(kappa, options.perturbation_type, seed)
+    counts = _Counts(cells, expression, done, n_network, respond, order)
     blocks = _draw_blocks(counts, rng)
 
     obs = _true_obs(cells, np.append(genes.index[:n_perturbations], "non-targeting"))
+    if options.perturbation_type != "knockdown":
+        kinds = np.append(done.kinds, "control")
+        obs["perturbation_type"] = pd.Categorical(kinds[cells.target[~cells.second]])
     var = genes.iloc[order][["role"]].rename(columns=dict(role="true_role")).rename_axis(None)
     if path is None:
         adata = ad.AnnData(sp.vstack(list(blocks), format="csr"), obs=obs, var=var)
     else:
         adata = _write(path, obs, var, blocks)
-    adata.uns[Key.truth] = _truth(genes, W, counts.achieved)  # known once all blocks are drawn
+    adata.uns[Key.truth] = _truth(genes, W, counts)  # known once all blocks are drawn
     if path is None:
         return adata
     write_annotations(path, adata)
@@ -361,6 +391,8 @@ def _screen(n_cells, n_genes, n_perturbations, options, rng, path):
 def true_lfc(truth: dict, perturbations, genes) -> np.ndarray:
     "(perturbations, genes) true log fold changes of single genes; 0 outside of the network."
     total = pd.DataFrame(truth["total"], truth["genes"], truth["genes"])
-    kappa = pd.Series(truth["knockdown"], truth["genes"])
+    kappa = np.asarray(truth["knockdown"])
     lfc = total.mul(kappa / np.diag(total), axis=0)
+    if "own_transcript" in truth:
+        lfc = lfc.mask(np.eye(len(lfc), dtype=bool), np.diag(truth["own_transcript"]))
     return lfc.reindex(index=perturbations, columns=genes, fill_value=0.0).to_numpy()

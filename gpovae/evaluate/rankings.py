@@ -73,17 +73,15 @@ def _table(weight, sources, nodes) -> pd.DataFrame:
 
 # %% ../../nbs/evaluate/45_rankings.ipynb #12e0dac1
 def _single_responses(adata) -> tuple[Responses, np.ndarray, np.ndarray]:
-    """Responses to perturbations of one node, names of the nodes (n,), and kappa (R,).
+    """Responses to perturbations of one node, names of the nodes (n,), and doses (R,).
 
-    kappa is the log fold change of the perturbed node, -1 where it is not measured.
+    The dose is the log fold change of the activity of the perturbed node.
     """
     responses = Responses.read(adata)
     nodes = responses.nodes.to_numpy(str)
     is_single = np.isin(responses.perturbations, nodes)
-    singles = responses.select(responses.perturbations[is_single])
-    position = responses.nodes.get_indexer(singles.perturbations)
-    kappa = np.asarray(singles.lfc, float)[np.arange(len(position)), position]
-    return singles, nodes, np.where(np.isfinite(kappa), kappa, -1.0)
+    doses = responses.target_dose().mean[is_single].sum(1)
+    return responses.select(responses.perturbations[is_single]), nodes, doses
 
 # %% ../../nbs/evaluate/45_rankings.ipynb #12e0f9b0
 def mean_difference(adata: ad.AnnData, standardised: bool = False) -> pd.DataFrame:
@@ -101,11 +99,11 @@ def mean_difference(adata: ad.AnnData, standardised: bool = False) -> pd.DataFra
     DataFrame
         Edges: source, target, weight, probability (NaN), sign.
     """
-    responses, nodes, kappa = _single_responses(adata)
+    responses, nodes, doses = _single_responses(adata)
     weight = np.asarray(responses.lfc, float)
     if standardised:
         weight = weight / np.maximum(np.asarray(responses.se, float), 1e-6)
-    weight = weight * np.where(kappa > 0, 1, -1)[:, None]
+    weight = weight * np.sign(doses)[:, None]
     return _table(weight, responses.perturbations, nodes)
 
 # %% ../../nbs/evaluate/45_rankings.ipynb #12e1189f
@@ -151,14 +149,13 @@ def inverse_effects(adata: ad.AnnData) -> pd.DataFrame:
     DataFrame
         Edges: source, target, weight, probability (NaN), sign.
     """
-    responses, nodes, kappa = _single_responses(adata)
+    responses, nodes, doses = _single_responses(adata)
     lfc = np.asarray(responses.lfc, float)
     se = np.asarray(responses.se, float)
-    kappa = np.where(kappa > 0, 1, -1) * np.maximum(np.abs(kappa), 0.1)
     position = pd.Index(nodes).get_indexer(responses.perturbations)
     # regulators first
     order = np.append(position, np.setdiff1d(np.arange(len(nodes)), position))
-    R = (lfc / kappa[:, None])[:, order]
+    R = (lfc / doses[:, None])[:, order]
     measured = np.isfinite(R).any(0)
     np.fill_diagonal(R, 1.0)
 

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from ..core.errors import GpovaeError
+from ..data.dose import Dose
 from ..data.responses import Responses
 from .averages import log_total
 from .likelihood import expected_log2
@@ -187,8 +188,10 @@ def trained_responses(vae: VAE, labels: list[str], nodes: pd.DataFrame) -> Respo
         A target's own entry is its mean over perturbations, NaN where it was not measured.
     """
     P = vae.perturbations
-    lfc, se, cells, kappa = (x.cpu().numpy() for x in (P.mean, P.se, P.shift_cells, P.kappa))
-    responses = Responses(lfc.copy(), se, cells, np.asarray(labels), nodes.index)
-    own = responses.is_target & (nodes.position.to_numpy() >= 0)
-    responses.lfc[own] = np.broadcast_to(kappa, own.shape)[own]
+    lfc, se, cells, own = (x.cpu().numpy() for x in (P.mean, P.se, P.shift_cells, P.own_lfc))
+    known = Dose(P.dose.cpu().numpy(), P.dose_se.cpu().numpy())
+    labels = np.asarray(labels)
+    responses = Responses(lfc.copy(), se, cells, labels, nodes.index, known_dose=known)
+    entries = responses.is_target & (nodes.position.to_numpy() >= 0)
+    responses.lfc[entries] = np.broadcast_to(own, entries.shape)[entries]
     return responses

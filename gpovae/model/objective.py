@@ -355,7 +355,7 @@ def alignment_error(
 ) -> torch.Tensor:
     "What the network predicts, against the table or against each cell; unweighted."
     if settings.accumulation == "effects":
-        rows = vae.grn.predicted_lfc(nodes, vae.perturbations.kappa)
+        rows = vae.grn.predicted_lfc(nodes, vae.perturbations.dose)
     else:
         rows = vae.grn.accumulate(nodes)
     if settings.alignment_target == "responses":

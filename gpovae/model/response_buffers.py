@@ -40,7 +40,10 @@ class ResponseBuffers(nn.Module):
         cells = np.asarray(cells, float)
 
         self._store("targets", _padded(responses.targets, self.n))
-        self._store("kappa", responses.own_lfc())
+        self._store("dose", responses.dose())
+        self._store("dose_se", responses.dose_se())
+        own = responses.own_lfc()
+        self._store("own_lfc", np.where(np.isfinite(own), own, responses.dose()))
         # what a perturbation does to its own target leaves the alignment
         self._store("mean", np.where(is_target, np.nan, responses.lfc))
         self._store("se", np.where(is_target, np.nan, responses.se))
@@ -75,6 +78,12 @@ def empty(cls: ResponseBuffers, targets: list[list[int]], n: int) -> ResponseBuf
     responses = Responses(unknown, unknown, np.zeros(len(targets)), labels, nodes)
     return cls(responses, n_fail=0)
 
+# %% ../../nbs/model/37_response_buffers.ipynb #28117d55
+@patch
+def settle(self: ResponseBuffers, dose: np.ndarray) -> None:
+    "Take over the doses (n,) that `fit_network` found."
+    self.dose.copy_(torch.from_numpy(dose))
+
 # %% ../../nbs/model/37_response_buffers.ipynb #40823760
 @patch
 def nodes_of(self: ResponseBuffers, label: torch.Tensor) -> torch.Tensor:
@@ -93,6 +102,16 @@ def find(self: ResponseBuffers, nodes: torch.Tensor, label: torch.Tensor) -> tor
     # label -1, control, picks the last row: nothing
     nothing = index.new_full((1, index.shape[1]), len(nodes))
     return torch.cat([index, nothing])[label]
+
+# %% ../../nbs/model/37_response_buffers.ipynb #b5e6fc63
+@patch
+def _load_from_state_dict(self: ResponseBuffers, state_dict, prefix, *rest):
+    before = state_dict.pop(f"{prefix}kappa", None)
+    if before is not None:
+        state_dict[f"{prefix}dose"] = before
+        state_dict[f"{prefix}own_lfc"] = before.clone()
+        state_dict[f"{prefix}dose_se"] = torch.full_like(before, torch.nan)
+    nn.Module._load_from_state_dict(self, state_dict, prefix, *rest)
 
 # %% ../../nbs/model/37_response_buffers.ipynb #0f39497d
 @patch

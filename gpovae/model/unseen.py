@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from ..core.progress import Bar
+from ..data.dose import Dose
 from ..data.responses import Responses
 from gpovae.model.prediction import (
     AverageEffects,
@@ -37,9 +38,9 @@ def total_effects(p: np.ndarray, m: np.ndarray) -> np.ndarray:
     return k_hop(identity, direct, 6).numpy()
 
 
-def knockdown_response(T: np.ndarray, g: int, kappa: float) -> np.ndarray:
-    "Predicted log fold changes (n,) when node g is moved by kappa."
-    return kappa * T[g] / T[g, g]  # equation model.unseen.1
+def perturbation_response(T: np.ndarray, g: int, dose: float) -> np.ndarray:
+    "Predicted log fold changes (n,) when node g is moved by a dose."
+    return dose * T[g] / T[g, g]  # equation model.unseen.1
 
 # %% ../../nbs/model/90_unseen.ipynb #d933b1eb
 class Unseen(NamedTuple):
@@ -51,7 +52,8 @@ class Unseen(NamedTuple):
     T: np.ndarray  # (n, n) total effects
     # (n,) bool: an edge of this node is at least twice as probable as an edge at random
     informed: np.ndarray
-    kappas: np.ndarray  # (K,) log fold changes of perturbed nodes themselves
+    doses: np.ndarray  # (K,) of perturbed nodes
+    own_lfc: np.ndarray  # (K,) log fold changes of their transcripts
     shared: np.ndarray  # (n,) response that perturbations share
     average: np.ndarray  # (n,) mean of the predictions for hidden perturbations
     slope: float  # beta
@@ -78,38 +80,32 @@ class Target(NamedTuple):
     to_genes: dict = {}  # prior edges to genes that are no nodes: column -> sign
 
 # %% ../../nbs/model/90_unseen.ipynb #d933f0da
-def response_rows(vae: VAE) -> tuple[np.ndarray, np.ndarray, list]:
-    """The table of responses with own targets, as `fit_network` takes it.
-
-    Mean (R, n), standard error (R, n), targets.
-    """
-    P = vae.perturbations
-    measured = (vae.position >= 0).numpy()
-    targets = [[t for t in row if t < P.n] for row in P.targets.tolist()]
-    mean = P.mean.double().numpy().copy()
-    se = P.se.double().numpy().copy()
-    for r, nodes in enumerate(targets):
-        for t in nodes:
-            if measured[t]:
-                # a usual error; that of the screen is not kept
-                mean[r, t] = P.kappa[t].item()
-                se[r, t] = 0.1
-    return mean, se, targets
+def response_rows(vae: VAE) -> Responses:
+    "The table of responses of the trained perturbations, as `fit_network` takes it."
+    known = vae.perturbations
+    targets = [[t for t in row if t < known.n] for row in known.targets.tolist()]
+    mean, se, dose, error = (
+        x.double().cpu().numpy() for x in (known.mean, known.se, known.dose, known.dose_se)
+    )
+    # a usual error, where a run of 0.2 did not keep it
+    usual = np.where(vae.position.cpu().numpy() >= 0, 0.1, 0)
+    known_dose = Dose(dose, np.where(np.isnan(error), usual, error))
+    return Responses.from_arrays(mean, se, targets, known_dose=known_dose)
 
 # %% ../../nbs/model/90_unseen.ipynb #6f511bec
 class _Table(NamedTuple):
     "Responses of the trained perturbations, and how the network is fitted to them."
 
-    lfc: np.ndarray  # (R, n) log fold changes
-    se: np.ndarray  # (R, n) standard errors
-    targets: list[list[int]]  # nodes of each perturbation
-    kappa: np.ndarray  # (n,) own log fold changes
+    responses: Responses
     options: dict  # prior and seed of `fit_network`
 
     def fit(self, rows):
         "The network of some perturbations alone."
-        targets = [self.targets[r] for r in rows]
-        table = Responses.from_arrays(self.lfc[rows], self.se[rows], targets)
+        every = self.responses
+        targets = [every.targets[r] for r in rows]
+        table = Responses.from_arrays(
+            every.lfc[rows], every.se[rows], targets, known_dose=every.known_dose
+        )
         return fit_network(table, copies=0, progress=False, **self.options)
 
 # %% ../../nbs/model/90_unseen.ipynb #d9340fc9
@@ -118,24 +114,27 @@ def _hide(table, folds, seed, progress):
 
     Each (singles, n), NaN at their own targets and where there was nothing to fit.
     """
-    single = [r for r, nodes in enumerate(table.targets) if len(nodes) == 1]
-    shape = len(single), table.lfc.shape[1]
+    lfc = table.responses.lfc
+    every = table.responses.targets
+    dose = table.responses.dose()
+    single = [r for r, nodes in enumerate(every) if len(nodes) == 1]
+    shape = len(single), lfc.shape[1]
     measured = np.full(shape, np.nan)
     predicted = np.full(shape, np.nan)
 
     order = np.random.default_rng(seed).permutation(len(single))
     parts = np.array_split(order, min(folds, len(single)))
     for fold in Bar(parts, desc="hiding perturbations", unit="folds", progress=progress):
-        hidden = {table.targets[single[k]][0] for k in fold}
-        visible = [r for r, nodes in enumerate(table.targets) if not hidden & set(nodes)]
+        hidden = {every[single[k]][0] for k in fold}
+        visible = [r for r, nodes in enumerate(every) if not hidden & set(nodes)]
         if not visible:
             continue
         p, m, *_ = table.fit(visible)
         T = total_effects(p, m)
         for k in fold:
-            g = table.targets[single[k]][0]
-            measured[k] = table.lfc[single[k]]
-            predicted[k] = knockdown_response(T, g, table.kappa[g])
+            g = every[single[k]][0]
+            measured[k] = lfc[single[k]]
+            predicted[k] = perturbation_response(T, g, dose[g])
             measured[k, g] = np.nan
     predicted[np.isnan(measured)] = np.nan
     return measured, predicted
@@ -215,22 +214,36 @@ def fit_unseen(
     Unseen
         The network, the shared response and the worth of predictions.
     """
-    lfc, se, targets = response_rows(vae)
-    kappa = vae.perturbations.kappa.double().numpy()
-    table = _Table(lfc, se, targets, kappa, dict(prior=prior, seed=seed))
-    p, m, std, density, _ = (np.asarray(x, float) for x in table.fit(range(len(targets))))
+    responses = response_rows(vae)
+    targets = responses.targets
+    table = _Table(responses, dict(prior=prior, seed=seed))
+    fit = table.fit(range(len(targets)))
+    p, m, std, density = (np.asarray(x, float) for x in fit[:4])
     worth = _worth(*_hide(table, folds, seed, progress))
 
     perturbed = np.unique(sum(targets, []))
     measured = vae.position.numpy() >= 0
-    kappas = kappa[[t for t in perturbed if measured[t]]]
-    if not len(kappas):
-        kappas = np.array([-1.0])
+    achieved = _achieved(vae, perturbed[measured[perturbed]], responses.dose()[perturbed])
     informed = p.max(1) >= 2 * density
     listed = _listed((p, m, std), density, prior, perturbed, measured)
-    return Unseen(p, m, std, total_effects(p, m), informed, kappas, *worth, *listed)
+    return Unseen(p, m, std, total_effects(p, m), informed, *achieved, *worth, *listed)
 
 # %% ../../nbs/model/90_unseen.ipynb #85e892ac
+def _achieved(vae, measured, doses) -> tuple[np.ndarray, np.ndarray]:
+    """Doses of perturbed nodes, and what their transcripts did: (K,) each, of one sign.
+
+    Of `measured` nodes, or (`doses` of all) the usual one where no target is measured.
+    """
+    sign = np.sign(np.sign(doses).sum()) or -1
+    dose = vae.perturbations.dose.double().numpy()[measured]
+    own = vae.perturbations.own_lfc.double().numpy()[measured]
+    usual = dose * sign > 0
+    if usual.any():
+        return dose[usual], own[usual]
+    middle = np.array([np.median(doses[doses * sign > 0])])
+    return middle, middle
+
+
 def _listed(edges, density, prior, perturbed, measured):
     """What prior edges are worth: (mean, variance) of the effect in their direction, and trust.
 
@@ -252,13 +265,14 @@ def _listed(edges, density, prior, perturbed, measured):
 
 # %% ../../nbs/model/90_unseen.ipynb #9a92b938
 def _rows(vae, fit, target, draws, seed):
-    """Log fold changes when an untrained target is knocked down; first the mean, then draws.
+    """Log fold changes when an untrained target is perturbed; first the mean, then draws.
 
     Of nodes (1 + draws, n) and of other genes (1 + draws, genes).
     """
     rng = np.random.default_rng([seed, zlib.crc32(target.name.encode())])
     n = vae.grn.n
-    kappa = np.r_[np.median(fit.kappas), rng.choice(fit.kappas, draws)]
+    drawn = rng.choice(len(fit.doses), draws)
+    dose, own = (np.r_[np.median(x), x[drawn]] for x in (fit.doses, fit.own_lfc))
     # first along the target's own edges, then along those of all others
     rows = (np.arange(n) == target.node) + _direct_effects(fit, target, draws, rng) @ fit.T
     if target.node >= 0:
@@ -267,14 +281,14 @@ def _rows(vae, fit, target, draws, seed):
 
     # equation model.unseen.3
     worth = fit.tells(target) * fit.slope
-    rows = fit.shared + worth * (kappa[:, None] * rows - fit.average)
+    rows = fit.shared + worth * (dose[:, None] * rows - fit.average)
     rows[1:] += vae.log_tau.exp().numpy() * rng.normal(size=(draws, n))
-    others = _other_genes(fit, target, kappa, len(vae.log_theta), rng)
+    others = _other_genes(fit, target, dose, len(vae.log_theta), rng)
 
     if target.node >= 0:
-        rows[:, target.node] = kappa
+        rows[:, target.node] = own
     elif target.column >= 0:
-        others[:, target.column] = kappa
+        others[:, target.column] = own
     return torch.from_numpy(rows).float(), torch.from_numpy(others).float()
 
 # %% ../../nbs/model/90_unseen.ipynb #ddeeaa5b
@@ -294,14 +308,14 @@ def _direct_effects(fit, target, draws, rng):
     return np.vstack([p * m, is_edge * (m + std * rng.normal(size=(draws, n)))])
 
 
-def _other_genes(fit, target, kappa, genes, rng):
+def _other_genes(fit, target, dose, genes, rng):
     "Log fold changes (1 + draws, genes) of genes that are no nodes, from prior edges alone."
-    others = np.zeros((len(kappa), genes))
+    others = np.zeros((len(dose), genes))
     mean, variance = fit.listed
     for column, sign in target.to_genes.items():
-        noise = math.sqrt(variance) * rng.normal(size=len(kappa) - 1)
+        noise = math.sqrt(variance) * rng.normal(size=len(dose) - 1)
         effect = mean * sign + np.r_[0, noise]
-        others[:, column] = fit.trusted * fit.slope * kappa * effect
+        others[:, column] = fit.trusted * fit.slope * dose * effect
     return others
 
 # %% ../../nbs/model/90_unseen.ipynb #9a92d827

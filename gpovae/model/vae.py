@@ -162,6 +162,15 @@ class Effects(NamedTuple):
     effect: torch.Tensor  # (S, U, n) sample from q
     latent: torch.Tensor  # (S, U, n) rows of the perturbation latent
 
+# %% ../../nbs/model/40_vae.ipynb #064eb056
+@patch
+def expected_rows(self: VAE, nodes: torch.Tensor) -> torch.Tensor:
+    "(U, n) log fold changes that the network expects of nodes (U,); of themselves, as measured."
+    known = self.perturbations
+    rows = self.grn.predicted_lfc(nodes, known.dose)
+    # a transcript may tell nothing of the dose: that of a knockout
+    return rows.scatter(1, nodes[:, None], known.own_lfc[nodes, None].to(rows.dtype))
+
 # %% ../../nbs/model/40_vae.ipynb #0f07d0d0
 @patch
 def effects(self: VAE, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) -> Effects:
@@ -179,7 +188,7 @@ def effects(self: VAE, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) 
 
     if self.network_prior:
         # equation model.vae.2
-        latent = effect + self.grn.predicted_lfc(nodes, self.perturbations.kappa)
+        latent = effect + self.expected_rows(nodes)
     else:
         # equation model.vae.1
         latent = mask * effect

@@ -13,9 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.errors import GpovaeError
-from ..data.responses import Responses, own_lfc
+from ..data.dose import Dose, node_doses
+from ..data.responses import Responses
 from . import gibbs
 from .denoising import fit_mixture, shrink, steady_state
+from .doses import Untold, draw_doses
 
 # %% ../../nbs/network/30_chain.ipynb #4d1a96a8
 # classes of pairs
@@ -27,13 +29,15 @@ LISTED = 2
 class Table(NamedTuple):
     "A table of responses, prepared for the regression."
 
-    # (R, n): -1 of a target that is not measured, elsewhere 0 where nothing was measured
+    # (R, n): of a target its dose, elsewhere 0 where nothing was measured
     lfc: np.ndarray
-    variance: np.ndarray  # (R, n) squared standard errors, 1 where nothing was measured
+    # (R, n) squared standard errors, of a target that of its dose; 1 where nothing was measured
+    variance: np.ndarray
     is_target: np.ndarray  # (R, n) bool
     explained: np.ndarray  # (R, n) bool: entries that the network has to explain
     targets: list  # nodes that each perturbation targets
-    kappa: np.ndarray  # (n,) log fold change of each node when it is the target
+    dose: Dose  # (n,) of each node when it is the target
+    untold: Untold  # targets whose dose is drawn
     regulators: np.ndarray  # nodes that may regulate
     kind: np.ndarray  # (n, n) PERTURBED, UNPERTURBED or LISTED
     sign: np.ndarray  # (n, n) that prior knowledge gives, 0 elsewhere
@@ -86,9 +90,11 @@ def prepare_table(
         prior = np.full((len(perturbed),) * 2, np.nan)
     listed = np.isfinite(prior)
 
-    missing = np.where(is_target, -1.0, 0.0)
-    lfc = np.where(measured, responses.lfc, missing).astype(np.float32)
-    se = np.where(measured, responses.se, 1.0).astype(np.float32)
+    told = responses.target_dose()
+    lfc = np.where(measured, responses.lfc, 0.0)
+    lfc = np.where(is_target, told.mean, lfc).astype(np.float32)
+    se = np.where(measured, responses.se, 1.0)
+    se = np.where(is_target, told.se, se).astype(np.float32)
     candidates = perturbed | measured.any(0) | listed.any(1)
     candidates = candidates & _may_regulate(regulators, perturbed)
     kind = (~perturbed)[:, None].astype(int)
@@ -98,7 +104,8 @@ def prepare_table(
         is_target=is_target,
         explained=measured & ~is_target,
         targets=responses.targets,
-        kappa=own_lfc(lfc, is_target),
+        dose=Dose(responses.dose(), responses.dose_se()),
+        untold=Untold.of(responses),
         regulators=np.flatnonzero(candidates),
         kind=np.where(listed, LISTED, kind),
         sign=np.where(listed, prior, 0.0),
@@ -138,7 +145,9 @@ class Chain:
 
     def __init__(self, table: Table, rng: np.random.Generator):
         R, n = table.lfc.shape
-        self.table = table
+        # doses that no transcript tells are drawn
+        self.table = table._replace(lfc=table.lfc.copy())
+        self.dose = table.dose.mean.copy()
         self.rng = rng
         # the table stored in perturbations x nodes; effects and pairs as [target, regulator]
         state = np.zeros((n, n), np.int8)
@@ -170,7 +179,7 @@ def denoise(chain: Chain, learn: bool, use_network: bool) -> None:
     explained = table.explained
     predicted = np.zeros(table.lfc.shape)
     if use_network:
-        predicted = steady_state(chain.network.astype(float), table.kappa, table.targets)
+        predicted = steady_state(chain.network.astype(float), chain.dose, table.targets)
     deviation = (chain.moved() - predicted)[explained]
     noise = table.variance[explained]
     if learn:
@@ -375,9 +384,27 @@ def _learn_errors(chain: Chain, residual: np.ndarray) -> None:
     misfit = (excess.sum(0) + 10 * overall) / (explained.sum(0) + 10)
     errors.misfit = np.maximum(misfit, table.floor**2).astype(np.float32)
 
+# %% ../../nbs/network/30_chain.ipynb #429e1f64
+def _learn_doses(chain: Chain) -> None:
+    "Of knockouts; the residual follows."
+    table = chain.table
+    untold = table.untold
+    entries = untold.row, untold.node
+    B = chain.sample.effect.T
+    before = chain.x[entries].astype(float)
+    drawn = draw_doses(untold, before, B, chain.residual, chain.weight, chain.rng)
+
+    moved = (drawn - before)[:, None] * B[untold.node] * table.explained[untold.row]
+    np.subtract.at(chain.residual, untold.row, moved)
+    chain.x[entries] = table.lfc[entries] = drawn
+    rows = Dose(np.where(table.is_target, table.lfc, 0), np.sqrt(table.variance) * table.is_target)
+    chain.dose = node_doses(rows, table.is_target).mean
+
 # %% ../../nbs/network/30_chain.ipynb #cc0d57a3
 def learn(chain: Chain) -> None:
     "Densities, slab, offsets and misfits, given the effects."
+    if len(chain.table.untold.row):
+        _learn_doses(chain)
     _learn_density(chain)
     _learn_signs(chain)
     _learn_slab(chain)
@@ -404,18 +431,22 @@ class Posterior(NamedTuple):
     probability: np.ndarray  # (n, n)
     effect: np.ndarray  # (n, n) given that there is an edge
     std: np.ndarray  # (n, n) of that effect
+    dose: np.ndarray  # (n,) of each node
     chains: list  # as their last draw left them
 
 # %% ../../nbs/network/30_chain.ipynb #9776039b
 def run_chains(table: Table, seeds: list, burn: int, draws: int, tick) -> Posterior:
     "One chain for each seed, of `burn` draws that do not count and `draws` that do."
     chains = []
+    dose = np.zeros(len(table.dose.mean))
     for seed in seeds:
         chain = Chain(table, np.random.default_rng(seed))
         for k in range(burn + draws):
             step(chain, k, burn)
+            dose += chain.dose * (k >= burn)
             tick()
         chains.append(chain)
+    dose /= len(chains) * draws
 
     probability, mean, square = (
         sum(total.T.astype(float) for total in totals) / len(chains) / draws
@@ -423,4 +454,4 @@ def run_chains(table: Table, seeds: list, burn: int, draws: int, tick) -> Poster
     )
     effect = mean / np.maximum(probability, 1e-12)
     variance = np.maximum(square / np.maximum(probability, 1e-12) - effect**2, 1e-6)
-    return Posterior(probability, effect, np.sqrt(variance), chains)
+    return Posterior(probability, effect, np.sqrt(variance), dose, chains)

@@ -76,7 +76,7 @@ def shrink(x: np.ndarray, var: np.ndarray, weight: np.ndarray) -> tuple[np.ndarr
     return mean, (component * (variances + means**2)).sum(1) - mean**2
 
 # %% ../../nbs/network/25_denoising.ipynb #9b7d7561
-def steady_state(W: np.ndarray, kappa: np.ndarray, targets: list[list[int]]) -> np.ndarray:
+def steady_state(W: np.ndarray, dose: np.ndarray, targets: list[list[int]]) -> np.ndarray:
     """Log fold changes that a network predicts, along paths of any length.
 
     Parameters
@@ -84,8 +84,8 @@ def steady_state(W: np.ndarray, kappa: np.ndarray, targets: list[list[int]]) -> 
     W : ndarray
         (n, n) direct effects, row = regulator. Scaled down where the sum over paths would
         not converge.
-    kappa : ndarray
-        (n,) log fold change of each node when it is the target.
+    dose : ndarray
+        (n,) log fold change of the activity of each node where it is the target.
     targets : list of list of int
         Nodes that each of the R perturbations targets; their effects are added.
 
@@ -97,7 +97,7 @@ def steady_state(W: np.ndarray, kappa: np.ndarray, targets: list[list[int]]) -> 
     # equation network.denoising.2
     stable = contract(torch.tensor(W)).numpy()
     T = np.linalg.inv(np.eye(len(W)) - stable)
-    rows = (kappa / np.diag(T))[:, None] * T
+    rows = (dose / np.diag(T))[:, None] * T
     return np.stack([rows[nodes].sum(0) for nodes in targets])
 
 # %% ../../nbs/network/25_denoising.ipynb #1c39107a

@@ -133,8 +133,8 @@ def _find_rivals(responses: Responses, grn: GRN, pairs: tuple) -> np.ndarray:
     with torch.no_grad():
         p = torch.sigmoid(grn.edge_logit).cpu().numpy()
     lfc = np.nan_to_num(responses.lfc)
-    kappa = responses.own_lfc().astype(lfc.dtype)
-    return _rivals(np.where(responses.is_target, kappa, lfc), p, list(zip(*pairs, strict=True)))
+    dose = responses.dose().astype(lfc.dtype)
+    return _rivals(np.where(responses.is_target, dose, lfc), p, list(zip(*pairs, strict=True)))
 
 # %% ../../nbs/network/60_edges.ipynb #2322939b
 def _flags(edges: pd.DataFrame, perturbed: np.ndarray, rivals: list) -> list[str]:
@@ -169,8 +169,8 @@ def with_evidence(
     -------
     DataFrame
         Edges with shift (log fold change of the target), se, p_value, cells, effect, low,
-        high, relative (the source was not measured: weights are per unit of an unknown
-        knockdown) and flag (where the data cannot decide).
+        high, relative (no transcript tells the dose of the source: weights are per
+        perturbation as it was done) and flag (where the data cannot decide).
     """
     pairs = tuple(nodes.index.get_indexer(edges[end]) for end in ("source", "target"))
     table = _add_measurement(edges, responses)
@@ -182,7 +182,8 @@ def with_evidence(
     source = nodes.iloc[pairs[0]]
     names = [nodes.index[k] if k >= 0 else "" for k in rivals]
     flags = _flags(table, source.perturbed.to_numpy(bool), names)
-    return table.assign(relative=source.position.to_numpy() < 0, flag=flags)
+    unknown = (responses.dose_se() == 0)[pairs[0]] & source.perturbed.to_numpy(bool)
+    return table.assign(relative=unknown | (source.position.to_numpy() < 0), flag=flags)
 
 # %% ../../nbs/network/60_edges.ipynb #b9cf2bdd
 def _check_pairs(tables: list[pd.DataFrame]) -> None:

@@ -35,15 +35,15 @@ def signed_weights(grn: GRN) -> np.ndarray:
         return grn.weights().double().cpu().numpy()
 
 # %% ../../nbs/network/70_explain.ipynb #3873f9d3
-def by_length(grn: GRN, kappa: torch.Tensor, source: int) -> np.ndarray:
+def by_length(grn: GRN, dose: torch.Tensor, source: int) -> np.ndarray:
     """The predicted effect of perturbing a node, split by path length.
 
     Parameters
     ----------
     grn : GRN
         The network, signed.
-    kappa : Tensor
-        (n,) log fold change of each node when it is itself perturbed.
+    dose : Tensor
+        (n,) dose of each node: log fold change of its activity where it is perturbed.
     source : int
         The node.
 
@@ -60,7 +60,7 @@ def by_length(grn: GRN, kappa: torch.Tensor, source: int) -> np.ndarray:
         powers.append(row)
     # equation network.explain.1
     powers = np.stack(powers)
-    return powers * (float(kappa[source]) / (1 + powers[:, source].sum()))
+    return powers * (float(dose[source]) / (1 + powers[:, source].sum()))
 
 # %% ../../nbs/network/70_explain.ipynb #a3573144
 class _Search:
@@ -139,15 +139,15 @@ def strongest_walks(
     return walks, search.truncated or bool(search.queue)
 
 # %% ../../nbs/network/70_explain.ipynb #4a553599
-def without_each(grn: GRN, kappa: torch.Tensor, source: int) -> np.ndarray:
+def without_each(grn: GRN, dose: torch.Tensor, source: int) -> np.ndarray:
     """What is left of an effect without each mediator.
 
     Parameters
     ----------
     grn : GRN
         The network, signed.
-    kappa : Tensor
-        (n,) log fold change of each node when it is itself perturbed.
+    dose : Tensor
+        (n,) dose of each node: log fold change of its activity where it is perturbed.
     source : int
         The perturbed node.
 
@@ -165,14 +165,14 @@ def without_each(grn: GRN, kappa: torch.Tensor, source: int) -> np.ndarray:
         arriving = arriving @ W
         total += arriving
         np.fill_diagonal(arriving, 0)  # what has arrived at m goes no further
-    remaining = total * (float(kappa[source]) / (1 + total[:, [source]]))
+    remaining = total * (float(dose[source]) / (1 + total[:, [source]]))
     remaining[source] = np.nan
     return remaining
 
 # %% ../../nbs/network/70_explain.ipynb #1a4b74f2
 @dataclass
 class Explanation:
-    """Why a gene changed, in natural-log expression.
+    """Why a gene changed, in natural-log expression, by one perturbation as it was done.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ class Explanation:
         mediator, contribution (of walks whose last edge is its; likewise), kind, loss (of
         `total`, without its outgoing edges); largest loss first.
     relative : bool
-        A source was not measured, and counts as lowered by one unit.
+        No transcript tells the dose of a source: the perturbation itself is the unit of edges.
     predicted, observed, se : float
         By the whole model; measured in training cells, and its standard error. NaN where
         there is none.
@@ -230,8 +230,8 @@ def _sentences(why: Explanation):
     if np.isfinite(why.observed):
         yield f"Measured in training cells: {why.observed:+.3f} ± {why.se:.3f}"
     if why.relative:
-        unit = "per unit of its unknown change"
-        yield f"The source was not measured, so the network's edges are {unit}"
+        unit = "the unit of the network's edges is the perturbation as it was done"
+        yield f"No transcript tells the dose of {why.source}: {unit}"
 
 # %% ../../nbs/network/70_explain.ipynb #e2225cb8
 @patch
@@ -275,17 +275,17 @@ def unknown_node(name: str, nodes: pd.DataFrame) -> str:
     return f"{name!r} is not a node of the network{hint}"
 
 # %% ../../nbs/network/70_explain.ipynb #c115b74e
-def _check(sources, target, source: str, nodes: pd.DataFrame, kappa: torch.Tensor) -> None:
+def _check(sources, target, source: str, nodes: pd.DataFrame, dose: torch.Tensor) -> None:
     for gene in [*sources, *([] if target is None else [target])]:
         if gene not in nodes.index:
             raise GpovaeError(unknown_node(gene, nodes))
     if not sources:
         raise GpovaeError(f"{source!r} is the control: its effect is zero by definition.")
     if target in sources:
-        knockdown = float(kappa[nodes.index.get_loc(target)])
+        start = float(dose[nodes.index.get_loc(target)])
         raise GpovaeError(
-            f"{target!r} is itself perturbed: its change is the knockdown ({knockdown:+.3f}),"
-            " which no path explains. Name another target."
+            f"{target!r} is itself perturbed: its change is the dose ({start:+.3f}), which no path"
+            " explains. Name another target."
         )
     if target is not None and "position" in nodes and nodes.position[target] < 0:
         raise GpovaeError(
@@ -297,17 +297,17 @@ def _check(sources, target, source: str, nodes: pd.DataFrame, kappa: torch.Tenso
 class _Effects:
     "The network's effects of one perturbation, taken apart."
 
-    def __init__(self, grn: GRN, kappa: torch.Tensor, names: np.ndarray, sources: list[int]):
+    def __init__(self, grn: GRN, dose: torch.Tensor, names: np.ndarray, sources: list[int]):
         self.grn = grn
         self.names = names
         self.sources = sources
         self.W = signed_weights(grn)
         self.is_source = np.isin(np.arange(grn.n), sources)
-        self.parts = {node: by_length(grn, kappa, node) for node in sources}
+        self.parts = {node: by_length(grn, dose, node) for node in sources}
         self.length = sum(self.parts.values())
-        # kappa / T_gg: without what comes back to the source
-        self.start = {s: float(kappa[s]) - p[:, s].sum() for s, p in self.parts.items()}
-        self.remaining = sum(without_each(grn, kappa, node) for node in sources)
+        # dose / T_gg: without what comes back to the source
+        self.start = {s: float(dose[s]) - p[:, s].sum() for s, p in self.parts.items()}
+        self.remaining = sum(without_each(grn, dose, node) for node in sources)
 
 # %% ../../nbs/network/70_explain.ipynb #828e62b4
 def _overview(effects: _Effects, nodes: pd.DataFrame) -> pd.DataFrame:
@@ -374,22 +374,23 @@ def _mediators(effects: _Effects, target: int, total: float) -> pd.DataFrame:
 # %% ../../nbs/network/70_explain.ipynb #27e71ef9
 def explain(
     grn: GRN,
-    kappa: torch.Tensor,
+    dose: torch.Tensor,
     nodes: pd.DataFrame,
     source: str,
     target: str | None = None,
     n_paths: int | None = 10,
 ) -> pd.DataFrame | Explanation:
-    """The network's effect of a perturbation, taken apart.
+    """The network's effect of one perturbation as it was done, taken apart.
 
     Parameters
     ----------
     grn : GRN
         The network, signed.
-    kappa : Tensor
-        (n,) log fold change of each node when it is itself perturbed.
+    dose : Tensor
+        (n,) dose of each node: log fold change of its activity where it is perturbed.
     nodes : DataFrame
-        Index: names; position (see `gpovae.data.screen`).
+        Index: names; position (see `gpovae.data.screen`), and optionally told: does a
+        transcript tell the dose.
     source : str
         Perturbed gene, or "A+B".
     target : str, optional
@@ -405,9 +406,9 @@ def explain(
     """
     sources = targets(canonical(source))
     signed_weights(grn)  # refuses the published network
-    _check(sources, target, source, nodes, kappa)
+    _check(sources, target, source, nodes, dose)
     rows = [nodes.index.get_loc(gene) for gene in sources]
-    effects = _Effects(grn, kappa, nodes.index.to_numpy(), rows)
+    effects = _Effects(grn, dose, nodes.index.to_numpy(), rows)
     if target is None:
         return _overview(effects, nodes)
     return _explain_one(effects, nodes, "+".join(sources), target, n_paths)
@@ -416,7 +417,9 @@ def explain(
 def _explain_one(effects, nodes, source: str, target: str, n_paths: int | None) -> Explanation:
     node = nodes.index.get_loc(target)
     total = float(effects.length[:, node].sum())
-    relative = "position" in nodes and (nodes.position.iloc[effects.sources] < 0).any()
+    sources = nodes.iloc[effects.sources]
+    relative = "position" in nodes and (sources.position < 0).any()
+    relative |= "told" in nodes and not sources.told.all()
     lengths = _lengths(effects, node, total)
     return Explanation(
         source,

@@ -22,7 +22,7 @@ from ..core.provenance import complete
 from ..data.screen import Key
 
 # %% ../../nbs/network/90_export.ipynb #a458f746
-def node_table(nodes: pd.DataFrame, kappa, cells) -> pd.DataFrame:
+def node_table(nodes: pd.DataFrame, kappa, cells, dose=None) -> pd.DataFrame:
     """What is known of the nodes.
 
     Parameters
@@ -30,21 +30,26 @@ def node_table(nodes: pd.DataFrame, kappa, cells) -> pd.DataFrame:
     nodes : DataFrame
         Index: names; perturbed, position (see `gpovae.data.screen`).
     kappa : Tensor or ndarray
-        (n,) log fold change of each node when it is the target.
+        (n,) log fold change of each node's transcript when it is the target.
     cells : Tensor or ndarray
         (n,) training cells in which it is.
+    dose : Tensor or ndarray, optional
+        (n,) log fold change of its activity.
 
     Returns
     -------
     DataFrame
         Perturbed, measured, kappa (natural log; NaN where the node was not perturbed or not
-        measured), cells.
+        measured), dose where given (NaN where not perturbed), cells.
     """
     kappa, cells = (torch.as_tensor(x).cpu().numpy().astype(float) for x in (kappa, cells))
     perturbed = nodes.perturbed.to_numpy(bool)
     measured = nodes.position.to_numpy() >= 0
     table = pd.DataFrame(dict(perturbed=perturbed, measured=measured), index=nodes.index)
     table["kappa"] = np.where(perturbed & measured, kappa, np.nan)
+    if dose is not None:
+        dose = torch.as_tensor(dose).cpu().numpy().astype(float)
+        table["dose"] = np.where(perturbed, dose, np.nan)
     table["cells"] = cells.round().astype(int)
     return table
 

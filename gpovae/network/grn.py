@@ -180,11 +180,11 @@ def accumulate(self: GRN, rows: torch.Tensor) -> torch.Tensor:
 
 # %% ../../nbs/network/10_grn.ipynb #40fd30d6
 @patch
-def predicted_lfc(self: GRN, rows: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
-    "(R, n) log fold changes when each of `rows` is perturbed with strength `kappa` (n,)."
+def predicted_lfc(self: GRN, rows: torch.Tensor, dose: torch.Tensor) -> torch.Tensor:
+    "(R, n) log fold changes when each of `rows` is perturbed with its `dose` (n,)."
     # equation network.grn.6
     T = self.accumulate(rows)
-    return kappa[rows, None] * T / T.gather(1, rows[:, None])
+    return dose[rows, None] * T / T.gather(1, rows[:, None])
 
 # %% ../../nbs/network/10_grn.ipynb #da3bb0b2
 @patch

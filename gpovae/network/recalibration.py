@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize
 
-from ..data.responses import own_lfc
+from ..data.dose import FLOOR, Dose, node_doses
 from .chain import Chain, Posterior, Table
 from .denoising import steady_state
 
@@ -99,18 +99,22 @@ def simulate_from_fit(
 ) -> tuple[np.ndarray, Table]:
     "Edges (n, n) of a network drawn from the posterior, and this screen's table of it."
     W = _draw_network(table, p, effect, rng)
+    dose = chain.dose
     errors = chain.errors
     others = ~table.is_target
     noise = np.sqrt(table.variance + others * errors.misfit)
-    lfc = steady_state(W, table.kappa, table.targets) + rng.normal(size=noise.shape) * noise
+    lfc = steady_state(W, dose, table.targets) + rng.normal(size=noise.shape) * noise
     row = errors.row.std() * rng.normal(size=errors.row.shape)
     lfc = lfc + others * (errors.column + row)
 
-    measured = table.explained.any(0)
-    is_known = table.explained | (table.is_target & measured)
-    lfc = np.where(is_known, lfc, np.where(table.is_target, -1, 0)).astype(np.float32)
-    kappa = own_lfc(np.where(measured, lfc, np.nan), table.is_target)
-    return W != 0, table._replace(lfc=lfc, kappa=kappa)
+    # a dose that a transcript tells is told with its error, and not with another sign
+    sign = np.sign(table.lfc)
+    told = sign * np.maximum(sign * lfc, FLOOR)
+    is_told = table.is_target & (table.variance > 0)
+    lfc = np.where(is_told, told, np.where(table.explained, lfc, 0))
+    lfc = np.where(table.is_target & ~is_told, table.lfc, lfc).astype(np.float32)
+    doses = Dose(np.where(table.is_target, lfc, 0), np.sqrt(table.variance) * table.is_target)
+    return W != 0, table._replace(lfc=lfc, dose=node_doses(doses, table.is_target))
 
 # %% ../../nbs/network/35_recalibration.ipynb #8026680e
 def possible_edges(table: Table) -> np.ndarray:

@@ -37,6 +37,8 @@ class NetworkFit(NamedTuple):
         Share of edges among pairs of perturbed regulators.
     calibration : Calibration
         Intercept and slope by which the log odds of edges were lowered.
+    dose : ndarray
+        (n,) of each node: that of the table, or found where no transcript tells it.
     """
 
     probability: np.ndarray
@@ -44,6 +46,7 @@ class NetworkFit(NamedTuple):
     std: np.ndarray
     density: float
     calibration: Calibration
+    dose: np.ndarray
 
 # %% ../../nbs/network/40_regression.ipynb #bf1f1ff6
 @dataclass
@@ -89,13 +92,11 @@ def _threads(is_small: bool):
         numba.set_num_threads(before)
 
 # %% ../../nbs/network/40_regression.ipynb #493aeacd
-def _add_own_error(table: Table, measured: np.ndarray, posterior: Posterior) -> np.ndarray:
-    "(n, n) standard deviation of effects, with the error of the regulator's own knockdown."
-    knocked_down = table.is_target & measured
-    variance = np.where(knocked_down, table.variance, np.inf).min(0, initial=1e6)
-    relative = np.where(knocked_down.any(0), variance / np.maximum(table.kappa**2, 1e-6), 0)
+def _add_dose_error(table: Table, posterior: Posterior) -> np.ndarray:
+    "(n, n) standard deviation of effects, with the error of the regulator's dose."
+    relative = table.dose.se / posterior.dose
     # equation network.regression.1
-    return np.sqrt(posterior.std**2 + posterior.effect**2 * relative[:, None])
+    return np.sqrt(posterior.std**2 + (posterior.effect * relative[:, None]) ** 2)
 
 # %% ../../nbs/network/40_regression.ipynb #4bf84625
 def _average_density(posterior: Posterior) -> float:
@@ -152,8 +153,14 @@ def fit_network(responses: Responses, **options) -> NetworkFit:
         posterior = run(table, [[o.seed, k] for k in range(chains)])
         probability, calibration = calibrate(table, posterior, run, copies, o.seed)
 
+<<<<<<< HEAD
     std = _add_own_error(table, responses.measured, posterior)
     place = np.argsort(nodes)
     matrices = (x[np.ix_(place, place)] for x in (probability, posterior.effect, std))
+=======
+    std = _add_dose_error(table, posterior)
+    matrices = (probability, posterior.effect, std)
+>>>>>>> A
     density = _average_density(posterior)
-    return NetworkFit(*(x.astype(np.float32) for x in matrices), density, calibration)
+    found = (x.astype(np.float32) for x in matrices)
+    return NetworkFit(*found, density, calibration, posterior.dose)

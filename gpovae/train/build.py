@@ -259,6 +259,7 @@ def _assembled(screen, settings, cells, responses, fit, *, progress) -> Built:
     vae.deal_weights(torch.from_numpy(screen.gene_order))
     if fit is not None:
         vae.grn.start_from(*fit[:3])
+        vae.perturbations.settle(fit.dose)
     _start_scale(vae, screen, cells, settings.scale_floor, progress)
     if settings.target_dispersion:
         _start_dispersion(vae, cells)

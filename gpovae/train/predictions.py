@@ -21,7 +21,6 @@ from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..data.labels import CONTROL, canonical, targets
 from ..data.minibatch import Batch, Cells
-from ..data.responses import Responses
 from ..data.screen import Key, Screen
 from ..model.attribution import log_fold, trained_responses
 from ..model.iwelbo import iwelbo, particles
@@ -211,7 +210,7 @@ def _edge_stability(run: Run, edges: pd.DataFrame, refits: int, progress: bool) 
         edge_prior = prior_matrix(read_prior(listed), run.nodes.index)
         strength = run.prior["strength"]
     share = stability(
-        Responses.from_arrays(*response_rows(run.vae)),
+        response_rows(run.vae),
         refits,
         seed=run.seed,
         progress=progress,

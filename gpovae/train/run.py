@@ -129,7 +129,7 @@ def new_run(screen: Screen, built: Built, history: pd.DataFrame, **decided) -> R
     )
 
 # %% ../../nbs/train/50_run.ipynb #8ee32123
-FORMAT = 4  # of the folder; when it changes, `MIGRATIONS` gets a function
+FORMAT = 5  # of the folder; when it changes, `MIGRATIONS` gets a function
 SETTINGS, WEIGHTS, HISTORY = "settings.json", "model.safetensors", "history.csv"
 
 
@@ -224,7 +224,12 @@ def _from_3(s: dict) -> dict:
     return s | dict(format=4, settings=translate_settings(s["settings"]))
 
 
-MIGRATIONS = {2: _from_2, 3: _from_3}  # format -> function: to the next one
+def _from_4(s: dict) -> dict:
+    "The dose was the own log fold change; `ResponseBuffers` reads it as both."
+    return s | dict(format=5)
+
+
+MIGRATIONS = {2: _from_2, 3: _from_3, 4: _from_4}  # format -> function: to the next one
 
 
 def _migrated_tensors(tensors: dict) -> dict:

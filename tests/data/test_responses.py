@@ -24,7 +24,7 @@ def test_a_table_without_names_keeps_its_targets(table):
 
 
 def test_knockdown_is_that_of_single_targets(table):
-    np.testing.assert_array_equal(table.own_lfc(), [-1, -2, -1, -1])
+    np.testing.assert_array_equal(table.own_lfc(), [-1, -2, np.nan, np.nan])
 
 
 def test_a_table_of_half_the_cells_is_that_of_network_stability(table):

@@ -52,19 +52,19 @@ def test_cut_is_the_algebra(model):
     W = W_of(model.vae.grn)
     W[i, j] = 0
     T = sum(powers(W, model.vae.grn.max_path_length))
-    kappa = model.vae.perturbations.kappa.double().numpy()
-    rows = torch.arange(len(kappa))
+    dose = model.vae.perturbations.dose.double().numpy()
+    rows = torch.arange(len(dose))
     np.testing.assert_allclose(
-        less.vae.grn.predicted_lfc(rows, model.vae.perturbations.kappa).numpy(),
-        kappa[:, None] * T / np.diag(T)[:, None],
+        less.vae.grn.predicted_lfc(rows, model.vae.perturbations.dose).numpy(),
+        dose[:, None] * T / np.diag(T)[:, None],
         atol=1e-5,
     )
     # no other edge has changed
     np.testing.assert_allclose(less.vae.grn.weights().numpy(), W, atol=1e-7)
     at = torch.tensor([i])
     shift = less.vae.grn.predicted_lfc(
-        at, model.vae.perturbations.kappa
-    ) - model.vae.grn.predicted_lfc(at, model.vae.perturbations.kappa)
+        at, model.vae.perturbations.dose
+    ) - model.vae.grn.predicted_lfc(at, model.vae.perturbations.dose)
     (old, draws), (new, new_draws) = (mean_latent(m.vae, at) for m in (model, less))
     torch.testing.assert_close(new - old, shift.detach(), atol=1e-5, rtol=0)
     torch.testing.assert_close(
@@ -89,7 +89,7 @@ def test_cut_when_the_bound_is_active():
 
     Without the edge it would not be, and the others would grow if they were scaled again.
     """
-    grn, kappa, nodes = random_grn(6, 3, density=1, scale=2)
+    grn, dose, nodes = random_grn(6, 3, density=1, scale=2)
     from gpovae.data.responses import Responses
     from gpovae.model.response_buffers import ResponseBuffers
     from gpovae.model.vae import VAE
@@ -153,5 +153,5 @@ def test_the_table_inside_a_model_is_that_of_the_screen(model):
     other = ~inside.is_target
     np.testing.assert_array_equal(inside.lfc[other], np.asarray(table.lfc, np.float32)[other])
     np.testing.assert_array_equal(inside.se[other], np.asarray(table.se, np.float32)[other])
-    np.testing.assert_allclose(inside.own_lfc(), model.vae.perturbations.kappa.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(inside.dose(), model.vae.perturbations.dose.numpy(), rtol=1e-6)
     assert inside.cells.tolist() == list(table.cells)

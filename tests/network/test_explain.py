@@ -50,7 +50,7 @@ def test_parts_add_up(seed, longest):
 
 def test_trained_model_adds_up(model):
     shift = (
-        model.vae.grn.predicted_lfc(torch.arange(len(model.nodes)), model.vae.perturbations.kappa)
+        model.vae.grn.predicted_lfc(torch.arange(len(model.nodes)), model.vae.perturbations.dose)
         .detach()
         .numpy()
     )
@@ -223,8 +223,9 @@ def test_words_and_markup():
     assert "<script>alert(1)</script>" in repr(why) and f"{why.total:+.3f}" in why.sentence()
     nodes["position"] = [-1, 0, 1, 2]
     assert (
-        "not measured" in explain(grn, kappa, nodes, nodes.index[0], "c").sentence()
-        and "not measured" not in why.sentence()
+        "the perturbation as it was done"
+        in explain(grn, kappa, nodes, nodes.index[0], "c").sentence()
+        and "the perturbation as it was done" not in why.sentence()
     )
     with torch.no_grad():
         grn.effect.zero_()

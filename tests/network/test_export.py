@@ -190,13 +190,12 @@ def test_of_a_model(run_folder, tmp_path):
     G = nx.read_graphml(tmp_path / "n.graphml")
     assert set(G) == set(model.nodes.index) and G.number_of_edges() == len(table)
     P = model.vae.perturbations
-    known = node_table(model.nodes, P.kappa, P.node_cells)
+    known = node_table(model.nodes, P.own_lfc, P.node_cells, P.dose)
     for g in model.labels:
         assert (
             G.nodes[g]["perturbed"]
             and G.nodes[g]["cells"] == known.cells[g] > 0
-            and G.nodes[g]["kappa"]
-            == pytest.approx(float(model.vae.perturbations.kappa[model.nodes.index.get_loc(g)]))
+            and G.nodes[g]["kappa"] == pytest.approx(float(P.own_lfc[model.nodes.index.get_loc(g)]))
         )
     assert known.cells[~known.perturbed].eq(0).all() and known.kappa[~known.perturbed].isna().all()
     model.export_network(min_probability=least)
