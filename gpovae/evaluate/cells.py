@@ -17,7 +17,7 @@ from ..data.expression import log_normalised
 from ..data.labels import CONTROL
 from ..data.quality import beyond, cell_metrics
 from ..data.screen import Screen
-from ..data.verdict import energy_distance
+from ..data.energy import energy_distance
 
 # %% ../../nbs/evaluate/40_cells.ipynb #c457d2df
 _COMPONENTS = 50
