@@ -67,11 +67,12 @@ def share_as_large(statistic: np.ndarray) -> float:
 def energies(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """(permutations,) energy distances of the cells inside from the others.
 
-    `values` (cells, coordinates); `inside` (permutations, cells) is 1 for the first sample.
+    `values` (cells, coordinates); `inside` (permutations, cells) is 1 for the first sample;
+    the distances are computed in its precision.
     """
     n = inside[0].sum()
     m = inside.shape[1] - n
-    D = euclidean_distances(values.astype(np.float32))
+    D = euclidean_distances(values.astype(inside.dtype))
     within = ((inside @ D) * inside).sum(1, dtype=float)
     across = inside @ D.sum(1, dtype=float) - within
     rest = D.sum(dtype=float) - 2 * across - within
@@ -107,7 +108,7 @@ def energy_test(
     """
     if min(len(X), len(Y)) < 2:
         return np.nan, np.nan
-    group = (np.arange(len(X) + len(Y)) < len(X)).astype(np.float32)
+    group = (np.arange(len(X) + len(Y)) < len(X)).astype(float)
     inside = permuted(group, stratum, permutations, rng)
     distances = energies(np.r_[X, Y], inside)
     return float(distances[0]), share_as_large(distances)
