@@ -32,6 +32,9 @@ take their figures from there.
     tapseq    the table of shifts of the TAP-seq screen, for the chapter on networks
     explorer  the explorable network in headless Chromium: seconds to the first drawing and per
               move of the filter (benchmarks/bench_explorer.py; needs Chromium)
+    verdict   controls dealt out as perturbations: how often they are said to have worked;
+              knockdowns and knockouts: how often these are (benchmarks/bench_verdict.py; about a
+              quarter of an hour)
     scale     screens of 600 genes and 50,000 to 1,000,000 cells on disk: peak memory and cells a
               second of loading all cells and, for the smallest and the
               largest, of training for 250 steps, beside counts in memory where they are few;
@@ -74,6 +77,7 @@ import pandas as pd
 import psutil
 import scipy.sparse as sp
 import torch
+from bench_verdict import verdicts
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score
 from tqdm import tqdm
@@ -1296,6 +1300,7 @@ KNOWN = dict(
     network=network,
     tapseq=tapseq,
     explorer=explorer,
+    verdict=verdicts,
 )
 
 

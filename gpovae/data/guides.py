@@ -57,10 +57,11 @@ def _agreement(screen: Screen, cells: _Guides) -> pd.Series:
     label_of = pd.Series([name.split("\t")[0] for name in names])
     agreement = {}
     for label, i in label_of.groupby(label_of).groups.items():
-        if len(i) < 2:
+        others = ~measured.isin(targets(label))
+        if len(i) < 2 or others.sum() < 2:
             continue
         pairs = np.triu_indices(len(i), 1)
-        r = np.corrcoef(z[i][:, ~measured.isin(targets(label))])[pairs]
+        r = np.corrcoef(z[i][:, others])[pairs]
         agreement[label] = np.average(r, weights=np.outer(n[i], n[i])[pairs])
     return pd.Series(agreement, dtype=float)
 

@@ -7,12 +7,8 @@ to which the network is fitted."""
 __all__ = ['fold_changes', 'Responses', 'node_responses']
 
 # %% ../../nbs/data/60_responses.ipynb #af52f8db
-<<<<<<< HEAD
-from dataclasses import dataclass, fields, replace
-=======
 import warnings
 from dataclasses import dataclass, replace
->>>>>>> A
 from functools import cached_property
 from typing import NamedTuple
 
@@ -256,15 +252,12 @@ def to_frame(self: Responses, values: str = "lfc") -> pd.DataFrame:
 @patch
 def take(self: Responses, rows, nodes) -> Responses:
     "Rows and nodes at these positions."
-    rows = np.asarray(rows)
-    values = {}
-    for field in fields(self):
-        value = getattr(self, field.name)
-        if np.ndim(value) == 2:
-            values[field.name] = np.asarray(value)[np.ix_(rows, nodes)]
-        else:
-            values[field.name] = np.asarray(value)[rows]
-    return replace(self, **values | dict(nodes=self.nodes[nodes]))
+    entries = np.ix_(rows, nodes)
+    values = {name: np.asarray(getattr(self, name))[entries] for name in ("lfc", "se")}
+    by_row = ("cells", "perturbations", "kinds")
+    values |= {name: np.asarray(getattr(self, name))[rows] for name in by_row}
+    known = None if self.known_dose is None else Dose(*(x[nodes] for x in self.known_dose))
+    return replace(self, **values, known_dose=known, nodes=self.nodes[nodes])
 
 
 @patch

@@ -13,10 +13,10 @@ import pandas as pd
 
 from ..core.errors import GpovaeError
 from .blocks import blocks, dense
+from .energy import POOL
 from .labels import CONTROL, gene_names, targets
 from .screen import Screen
 from .summary import COLUMNS, summary_from_data
-from .verdict import POOL
 
 # %% ../../nbs/data/83_strong.ipynb #031da685
 def strong_rows(

@@ -13,11 +13,11 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from ..core.progress import Bar
+from ..data.energy import energy_distance
 from ..data.expression import log_normalised
 from ..data.labels import CONTROL
 from ..data.quality import beyond, cell_metrics
 from ..data.screen import Screen
-from ..data.verdict import energy_distance
 
 # %% ../../nbs/evaluate/40_cells.ipynb #c457d2df
 _COMPONENTS = 50

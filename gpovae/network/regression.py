@@ -153,14 +153,9 @@ def fit_network(responses: Responses, **options) -> NetworkFit:
         posterior = run(table, [[o.seed, k] for k in range(chains)])
         probability, calibration = calibrate(table, posterior, run, copies, o.seed)
 
-<<<<<<< HEAD
-    std = _add_own_error(table, responses.measured, posterior)
+    std = _add_dose_error(table, posterior)
     place = np.argsort(nodes)
     matrices = (x[np.ix_(place, place)] for x in (probability, posterior.effect, std))
-=======
-    std = _add_dose_error(table, posterior)
-    matrices = (probability, posterior.effect, std)
->>>>>>> A
     density = _average_density(posterior)
     found = (x.astype(np.float32) for x in matrices)
-    return NetworkFit(*found, density, calibration, posterior.dose)
+    return NetworkFit(*found, density, calibration, posterior.dose[place])
