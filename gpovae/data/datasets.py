@@ -21,9 +21,15 @@ from ..core.provenance import complete
 from .download import Dataset, File, fetch, paths
 from .files import open_screen, write_screen
 from .layouts import source
-from .readers import construct_target, pair_label, perturbench, tap_seq
+from .readers import construct_target, eccite, pair_label, perturbench, scmageck, tap_seq
 from .reorder import Source
 from .simulate import simulated
+
+# %% ../../nbs/data/45_datasets.ipynb #5ed366a4
+def with_type(obs: pd.DataFrame, name: str) -> pd.DataFrame:
+    "`obs` of a screen by name with the column `perturbation_type`."
+    kinds = pd.Categorical.from_codes([0] * len(obs), [REGISTRY[name].perturbation_type])
+    return obs.assign(perturbation_type=kinds)
 
 # %% ../../nbs/data/45_datasets.ipynb #c642f11f
 REGISTRY: dict[str, Dataset] = {}
@@ -39,9 +45,16 @@ REGISTRY["simulated"] = Dataset(
 )
 
 # %% ../../nbs/data/45_datasets.ipynb #399addd2
+def _loaded(read, name: str, progress: bool, *arguments) -> ad.AnnData:
+    "What a reader makes of the files of a screen."
+    adata = read(*fetch(REGISTRY[name], progress), *arguments)
+    adata.obs = with_type(adata.obs, name)
+    return adata
+
+# %% ../../nbs/data/45_datasets.ipynb #0793c4bd
 def schraivogel2020(progress: bool = True) -> ad.AnnData:
     "TAP-seq of K562 (Schraivogel et al., Nat Methods 2020): 20,994 cells x 72 genes, 14 targets."
-    return tap_seq(*fetch(REGISTRY["schraivogel2020"], progress))
+    return _loaded(tap_seq, "schraivogel2020", progress)
 
 # %% ../../nbs/data/45_datasets.ipynb #ea84d61d
 _CRISPAT = (
@@ -77,13 +90,13 @@ REGISTRY["schraivogel2020"] = Dataset(
 
 # %% ../../nbs/data/45_datasets.ipynb #19f78f48
 def mcfaline2023(progress: bool = True) -> ad.AnnData:
-    "Kinases in glioblastoma (McFaline-Figueroa et al., Cell Genomics 2024): 2,586 cells."
-    return perturbench(path("mcfaline2023", progress), "mcfaline23")
+    "CRISPRi of kinases in glioblastoma (McFaline-Figueroa et al., Cell Genomics 2024)."
+    return _loaded(perturbench, "mcfaline2023", progress, "mcfaline23")
 
 # %% ../../nbs/data/45_datasets.ipynb #ee7a303c
 def norman2019_small(progress: bool = True) -> ad.AnnData:
     "CRISPRa of singles and pairs in K562 (Norman et al., Science 2019): 3,375 cells."
-    return perturbench(path("norman2019_small", progress), "norman19")
+    return _loaded(perturbench, "norman2019_small", progress, "norman19")
 
 # %% ../../nbs/data/45_datasets.ipynb #e1b71216
 _DEVEL = File(
@@ -114,11 +127,78 @@ REGISTRY["mcfaline2023"] = Dataset(
 REGISTRY["norman2019_small"] = Dataset(
     title="CRISPRa of singles and pairs in K562, 500 genes",
     load=norman2019_small,
+    perturbation_type="activation",
     prepare=_PERTURBATION | dict(size_factor_exclude=["AVP", "HBG2", "HBZ", "TMSB4X"]),
     cells=3_375,
     perturbations=33,
     citation="Norman et al., Science 365, 786-793, 2019",
     **_PERTURBENCH,
+)
+
+# %% ../../nbs/data/45_datasets.ipynb #218c2215
+def papalexi2021(progress: bool = True) -> ad.AnnData:
+    "Knockouts in THP-1, ECCITE-seq (Papalexi et al., Nat Genet 2021): 16,093 cells x 299 genes."
+    return _loaded(eccite, "papalexi2021", progress)
+
+# %% ../../nbs/data/45_datasets.ipynb #e4fd37e2
+def scmageck_mcf10a(progress: bool = True) -> ad.AnnData:
+    "Knockouts of tumour suppressors in MCF10A (Hill et al., Nat Methods 2018): 4,550 cells."
+    return _loaded(scmageck, "scmageck_mcf10a", progress)
+
+# %% ../../nbs/data/45_datasets.ipynb #74ebe621
+_PAPALEXI = File(
+    "lowmoi_example_data.rda",
+    "https://raw.githubusercontent.com/Katsevich-Lab/sceptredata/"
+    "ec722d5df90dfd34ace6cc9a5745ab6a5c2a6731/data/lowmoi_example_data.rda",
+    "sha256:e3f8ad09bb4b1d0deeeec2850a2d96f8f5062fef31a9ab1cc080e60560421b6a",
+    1.4,
+)
+REGISTRY["papalexi2021"] = Dataset(
+    title="Knockout of 25 genes around interferon gamma, THP-1, 299 genes",
+    load=papalexi2021,
+    prepare=_GENE | dict(batch_key="batch", guide_key="guide"),
+    perturbation_type="knockout",
+    folder="papalexi2021_eccite",
+    files=(_PAPALEXI,),
+    cells=16_093,
+    genes=299,
+    perturbations=25,
+    licence="MIT (repository); terms of the original data: see upstream",
+    citation="Papalexi et al., Nature Genetics 53, 322-331, 2021",
+    upstream="https://github.com/Katsevich-Lab/sceptredata",
+)
+
+# %% ../../nbs/data/45_datasets.ipynb #ed9225d8
+_SCMAGECK = (
+    "https://raw.githubusercontent.com/weililab/scMAGeCK/"
+    "06b5e6f5ca320a1581f34c3675a9ee85fa07176a/inst/extdata/"
+)
+_MCF10A_COUNTS = File(
+    "singles_dox_mki67_v3.RDS",
+    _SCMAGECK + "singles_dox_mki67_v3.RDS",
+    "sha256:3c0d34af622bd4fd139691880ba339a094639490d9239f97ed3b512691d588a9",
+    3.0,
+)
+_MCF10A_GUIDES = File(
+    "barcode_rec.txt",
+    _SCMAGECK + "barcode_rec.txt",
+    "sha256:0d052ee60e681f250b9a42e682a329194706d7765ff945f74d23fe25a980113d",
+    0.5,
+)
+REGISTRY["scmageck_mcf10a"] = Dataset(
+    title="Knockout of 29 tumour suppressors, MCF10A, 28 genes",
+    load=scmageck_mcf10a,
+    prepare=_GENE | dict(guide_key="guide"),
+    perturbation_type="knockout",
+    folder="scmageck_mcf10a",
+    files=(_MCF10A_COUNTS, _MCF10A_GUIDES),
+    cells=4_550,
+    genes=28,
+    perturbations=29,
+    licence="BSD-2-Clause (repository); terms of the original data: see upstream",
+    citation="Hill et al., Nature Methods 15, 271-274, 2018; Yang et al., Genome Biology 21, 19,"
+    " 2020",
+    upstream="https://github.com/weililab/scMAGeCK",
 )
 
 # %% ../../nbs/data/45_datasets.ipynb #adcb2412
@@ -162,6 +242,7 @@ REGISTRY["adamson2016"] = Dataset(
 REGISTRY["norman2019"] = Dataset(
     title="CRISPRa of 105 genes and 131 pairs, K562",
     load=norman2019,
+    perturbation_type="activation",
     prepare=_PERTURBATION,
     files=(File(_NORMAN, _ZENODO + _NORMAN, "doi:10.5281/zenodo.7041849", 698.7),),
     cells=111_445,
@@ -305,14 +386,15 @@ LARGE = dict(
 
 
 def _tidied(screen: Source, name: str) -> Source:
-    "With the labels that everything else reads."
+    "With the labels and the type of perturbation that everything else reads."
+    obs = with_type(screen.obs, name)
     tidy = LARGE[name]
     if tidy is None:
-        return screen
+        return screen._replace(obs=obs)
     key = entry(name).prepare["perturbation_key"]
-    raw = screen.obs[key].astype(object)
+    raw = obs[key].astype(object)
     labels = pd.Categorical(raw.map({label: tidy(label) for label in raw.unique()}))
-    return screen._replace(obs=screen.obs.assign(**{key: labels}))
+    return screen._replace(obs=obs.assign(**{key: labels}))
 
 # %% ../../nbs/data/45_datasets.ipynb #adcae634
 @contextmanager
@@ -336,4 +418,6 @@ def _on_disk(name: str, progress: bool) -> ad.AnnData:
             labels = screen.obs[entry(name).prepare["perturbation_key"]]
             has_guide = labels.notna().to_numpy()
             write_screen(tmp / copy.name, screen, keep=has_guide, progress=progress, what=name)
-    return open_screen(copy)
+    screen = open_screen(copy)
+    screen.obs = with_type(screen.obs, name)  # copies of gpovae 0.2 do not say
+    return screen

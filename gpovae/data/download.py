@@ -42,6 +42,7 @@ class Dataset:
     load: Callable  # function that returns the AnnData
     prepare: dict = field(default_factory=dict)  # arguments of gpovae.prepare
     settings: dict = field(default_factory=dict)  # of GPOVAE, where something is known of the genes
+    perturbation_type: str = "knockdown"  # or "knockout", "activation"
     folder: str = ""  # below $GPOVAE_DATA
     files: tuple[File, ...] = ()
     cells: int | None = None

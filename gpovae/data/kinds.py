@@ -7,6 +7,7 @@ transcript. What a screen does decides how strong a perturbation is said to be, 
 __all__ = ['KINDS']
 
 # %% ../../nbs/data/08_kinds.ipynb #6d9f4e24
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,17 +37,33 @@ KINDS = {
     )
 }
 
+# %% ../../nbs/data/08_kinds.ipynb #8cdd4686
+_SPELLINGS = dict(
+    knockdown="knockdown crispri crisprinterference rnai shrna sirna crisprcas13",
+    knockout="knockout ko crisprko crisprcas9 cas9 crisprn",
+    activation="activation crispra crispractivation overexpression oe orf",
+)
+_KIND_OF = {word: kind for kind, words in _SPELLINGS.items() for word in words.split()}
+
+# %% ../../nbs/data/08_kinds.ipynb #dc8c854b
+def canonical_kind(spelling) -> str:
+    "The kind that a spelling such as CRISPRi, KO or knock-out means; empty for none."
+    letters = "".join(c for c in str(spelling).lower() if c.isalnum())
+    return _KIND_OF.get(letters, "")
+
 # %% ../../nbs/data/08_kinds.ipynb #dd195ec0
 def _from_column(obs: pd.DataFrame, column: str, labels: np.ndarray) -> np.ndarray:
     "(cells,) the kinds in a column; `GpovaeError` for an unknown or an ambiguous one."
-    kinds = obs[column].astype(str).str.strip().str.lower().to_numpy(str)
+    said = obs[column].astype(str)
+    kinds = said.map({word: canonical_kind(word) for word in said.unique()}).to_numpy(str)
     perturbed = labels != CONTROL
-    unknown = perturbed & ~np.isin(kinds, list(KINDS))
+    unknown = perturbed & (kinds == "")
     if unknown.any():
         cell = np.flatnonzero(unknown)[0]
         raise GpovaeError(
-            f"obs[{column!r}], the type of the perturbation, is {str(obs[column].iloc[cell])!r} for"
-            f" cell {obs.index[cell]!r}. It must be one of {', '.join(KINDS)}."
+            f"obs[{column!r}], the type of the perturbation, is {said.iloc[cell]!r} for cell"
+            f" {obs.index[cell]!r}. It must be one of {', '.join(KINDS)}, or a spelling of them,"
+            " such as CRISPRi, CRISPR-cas9 or CRISPRa."
         )
 
     pairs = pd.DataFrame(dict(label=labels, kind=kinds))[perturbed].drop_duplicates()
@@ -59,17 +76,39 @@ def _from_column(obs: pd.DataFrame, column: str, labels: np.ndarray) -> np.ndarr
         )
     return kinds
 
+# %% ../../nbs/data/08_kinds.ipynb #b2815609
+_COLUMN = "perturbation_type"
+
+
+def _unasked(obs: pd.DataFrame, labels: np.ndarray) -> np.ndarray:
+    "(cells,) the kinds in the column that has the setting's name; else knockdown."
+    if _COLUMN in obs:
+        try:
+            return _from_column(obs, _COLUMN, labels)
+        except GpovaeError as error:
+            warnings.warn(
+                f"{error} All perturbations are taken for knockdowns: if they are not, say so with"
+                " perturbation_type (--perturbation-type).",
+                stacklevel=2,
+            )
+    return np.repeat("knockdown", len(labels))
+
 # %% ../../nbs/data/08_kinds.ipynb #4842ebc7
-def read_kinds(obs: pd.DataFrame, perturbation_type: str, labels) -> np.ndarray:
+def read_kinds(obs: pd.DataFrame, perturbation_type: str | None, labels) -> np.ndarray:
     """Type of the perturbation of every cell, (cells,); "control" for controls.
 
-    `perturbation_type` names a kind, or a column of `obs`; `labels` (cells,) are canonical.
+    `perturbation_type` names a kind, or a column of `obs`; None looks for the column
+    `perturbation_type`. `labels` (cells,) are canonical.
     """
     labels = np.asarray(labels).astype(str)
-    if perturbation_type in KINDS:
+    if perturbation_type is None:
+        kinds = _unasked(obs, labels)
+    elif perturbation_type in KINDS:
         kinds = np.repeat(perturbation_type, len(labels))
     elif perturbation_type in obs:
         kinds = _from_column(obs, perturbation_type, labels)
+    elif kind := canonical_kind(perturbation_type):
+        kinds = np.repeat(kind, len(labels))
     else:
         columns = ", ".join(map(str, obs.columns)) or "nothing"
         raise GpovaeError(

@@ -35,9 +35,10 @@ class _Labels:
         "Layer with raw counts; of a file also raw, for raw.X; None: counts where there is one,"
         " else X.",
     )
-    perturbation_type: str = option(
-        "knockdown",
-        "What was done: knockdown, knockout or activation, or the column of obs that says so.",
+    perturbation_type: str | None = option(
+        None,
+        "What was done: knockdown, knockout or activation, or the column of obs that says so; None:"
+        " the column perturbation_type where there is one, else knockdown.",
     )
     batch_key: str | None = option(
         None, "Column of obs with gem group or cell line; None: one batch."

@@ -9,7 +9,9 @@ __all__ = ['whole_counts']
 
 # %% ../../nbs/data/43_readers.ipynb #aa703119
 import re
+import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -111,6 +113,105 @@ def perturbench(path: Path, dataset: str) -> ad.AnnData:
     )
     genes = pd.Index(stored.var_names, name=None)
     return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes))
+
+# %% ../../nbs/data/43_readers.ipynb #d9c710af
+class RMatrix(NamedTuple):
+    "A sparse matrix of R, turned so that cells are rows."
+
+    counts: sp.csr_matrix  # (cells, features)
+    features: pd.Index
+    cells: pd.Index | None  # None where the file does not name them
+
+
+def r_matrix(_, slots: dict) -> RMatrix:
+    "A dgTMatrix or dgCMatrix from its slots."
+    n_columns = slots["Dim"][1]
+    if "j" in slots:
+        columns = slots["j"]
+    else:
+        columns = np.repeat(np.arange(n_columns), np.diff(slots["p"]))
+    shape = (n_columns, slots["Dim"][0])
+    counts = sp.csr_matrix((slots["x"], (columns, slots["i"])), shape=shape, dtype=np.float32)
+    features, cells = slots["Dimnames"]
+    return RMatrix(counts, pd.Index(features), None if cells is None else pd.Index(cells))
+
+# %% ../../nbs/data/43_readers.ipynb #e4cfaa64
+def _slots(_, slots: dict) -> dict:
+    "An object of which only some slots are read."
+    return slots
+
+
+def read_r(path: Path):
+    "What an .rda (dict of objects) or .RDS (one object) holds; `GpovaeError` without `rdata`."
+    try:
+        from rdata import conversion, parser
+    except ImportError as error:
+        raise GpovaeError(
+            f"{path} is a file of R, which the library rdata reads. Install it: pip install"
+            " 'gpovae[r]'."
+        ) from error
+
+    constructors = dict(
+        conversion.DEFAULT_CLASS_MAP,
+        dgTMatrix=r_matrix,
+        dgCMatrix=r_matrix,
+        Seurat=_slots,
+        Assay=_slots,
+    )
+    with warnings.catch_warnings():
+        # of classes that nothing here reads, and of the spelling .RDS
+        warnings.simplefilter("ignore", UserWarning)
+        return conversion.convert(parser.parse_file(path), constructors)
+
+# %% ../../nbs/data/43_readers.ipynb #d10b4ffe
+def eccite(path: Path) -> ad.AnnData:
+    "An .rda of sceptre: response and guide matrices, targets of the guides, replicate."
+    stored = read_r(path)["lowmoi_example_data"]
+    response = stored["response_matrix"]
+    guides = stored["grna_matrix"]
+    guide = top_guide(guides.counts, min_umis=5, min_share=0.8)
+    has_guide = guide >= 0
+
+    names = guides.features[guide[has_guide]]
+    target_of = stored["grna_target_data_frame"].set_index("grna_id")["grna_target"].astype(str)
+    cells = np.flatnonzero(has_guide)
+    obs = pd.DataFrame(
+        dict(
+            gene=pd.Categorical(target_of.loc[names]),
+            guide=pd.Categorical(names),
+            batch=pd.Categorical(stored["extra_covariates"]["bio_rep"].astype(str).iloc[cells]),
+        ),
+        index=[f"cell_{i + 1}" for i in cells],
+    )
+    return ad.AnnData(response.counts[has_guide], obs, pd.DataFrame(index=response.features))
+
+# %% ../../nbs/data/43_readers.ipynb #46df1502
+def scmageck(seurat: Path, seen_guides: Path) -> ad.AnnData:
+    "A Seurat object (.RDS), and a table of cell, guide, its gene and its UMIs."
+    stored = read_r(seurat)
+    counts, genes, cells = stored["assays"]["RNA"]["counts"]
+    seen = pd.read_csv(seen_guides, sep="\t")
+    seen["cell"] = seen["cell"].str.removesuffix("-1")
+    seen = seen[seen["cell"].isin(cells)]
+
+    guides = pd.Index(seen["barcode"].unique())
+    places = cells.get_indexer(seen["cell"]), guides.get_indexer(seen["barcode"])
+    umis = sp.csr_matrix((seen["umi_count"], places), shape=(len(cells), len(guides)))
+    guide = top_guide(umis, min_umis=1, min_share=0.8)
+    keep = (guide >= 0) & (counts.getnnz(1) > 0)
+
+    names = guides[guide[keep]]
+    target_of = seen.drop_duplicates("barcode").set_index("barcode")["gene"]
+    targets = target_of.loc[names].replace("NonTargetingControlGuideForHuman", "non-targeting")
+    obs = pd.DataFrame(
+        dict(
+            gene=pd.Categorical(targets),
+            guide=pd.Categorical(names),
+            size=stored["meta.data"]["nUMI"].to_numpy(float)[keep],
+        ),
+        index=cells[keep],
+    )
+    return ad.AnnData(counts[keep], obs, pd.DataFrame(index=genes))
 
 # %% ../../nbs/data/43_readers.ipynb #3ed96edc
 def pair_label(label: str) -> str:

@@ -221,7 +221,7 @@ def register(
     batch_key: str | None = None,
     size_factor_exclude=(),
     *,
-    perturbation_type: str = "knockdown",
+    perturbation_type: str | None = None,
     min_cells: int | None = None,
     drop_empty: bool = True,
     gene_key: str | None = None,
@@ -242,8 +242,9 @@ def register(
         Layer with raw counts. None takes layers["counts"] where there is one, else X.
     size_factor_exclude : iterable of str
         Genes that do not count towards the library size.
-    perturbation_type : str, default "knockdown"
-        Or "knockout", "activation", or the column of obs that says so.
+    perturbation_type : str, optional
+        "knockdown", "knockout", "activation", or the column of obs that says so. None takes
+        obs["perturbation_type"] where there is one, else "knockdown".
     min_cells : int, optional
         Leave out perturbations with fewer cells.
     drop_empty : bool, default True

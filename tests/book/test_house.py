@@ -279,7 +279,9 @@ def test_start_is_quick(command, most):
 
 def test_imports_are_declared():
     "What the package and its reports import is among the requirements."
-    declared = {canonicalize_name(Requirement(r).name) for r in settings["requirements"].split()}
+    of_a_user = ["requirements", "excel_requirements", "r_requirements"]
+    wanted = " ".join(settings[k] for k in of_a_user).split()
+    declared = {canonicalize_name(Requirement(r).name) for r in wanted}
     of = packages_distributions()
     sources = [p.read_text(encoding="utf-8") for p in (ROOT / "gpovae").rglob("*.py")] + [
         "\n".join(c.source for c in nbformat.read(p, 4).cells if c.cell_type == "code")
@@ -308,7 +310,8 @@ def test_imports_are_declared():
             "openpyxl",
             "excel",
             "from gpovae.data.summary import read_summary; read_summary('table.xlsx')",
-        )
+        ),
+        ("rdata", "r", "from gpovae.data.readers import read_r; read_r('table.xlsx')"),
     ],
 )
 def test_what_is_rare_is_an_extra_that_is_named(module, extra, use, tmp_path):

@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import re
+import sys
 import tempfile
 import threading
 from dataclasses import replace
@@ -390,21 +391,14 @@ def served(server, tmp_path, monkeypatch):
     "Lets the local server stand for the upstream of a screen of the table."
     monkeypatch.setenv("GPOVAE_DATA", str(tmp_path / "data"))
 
-    def serve(name, content):
-        server.pages["file"] = content
+    def serve(name, *contents):
         entry = datasets.REGISTRY[name]
-        monkeypatch.setitem(
-            datasets.REGISTRY,
-            name,
-            replace(
-                entry,
-                files=(
-                    entry.files[0]._replace(
-                        url=f"{server.url}/file", checksum=f"md5:{hashlib.md5(content).hexdigest()}"
-                    ),
-                ),
-            ),
-        )
+        files = []
+        for i, (file, content) in enumerate(zip(entry.files, contents, strict=True)):
+            server.pages[f"file{i}"] = content
+            md5 = f"md5:{hashlib.md5(content).hexdigest()}"
+            files.append(file._replace(url=f"{server.url}/file{i}", checksum=md5))
+        monkeypatch.setitem(datasets.REGISTRY, name, replace(entry, files=tuple(files)))
 
     return serve
 
@@ -423,6 +417,7 @@ def test_replogle(served, server, name):
     assert (
         list(screen.obs["gene"]) == list(raw.obs["gene"]) and screen.obs["gem_group"].nunique() == 3
     )
+    assert set(screen.obs["perturbation_type"]) == {"knockdown"}
     assert datasets.path(name).name.endswith("_raw_singlecell_01.h5ad") and left() == {
         datasets.path(name).name,
         f"{name}_by_cell.h5ad",
@@ -450,7 +445,8 @@ def relabelled(labels):
             ad.AnnData(
                 sp.csc_matrix(a.X),
                 obs=pd.DataFrame(
-                    dict(perturbation=pd.Categorical(raw), nperts=2), index=a.obs_names
+                    dict(perturbation=pd.Categorical(raw), nperts=2, perturbation_type="CRISPR"),
+                    index=a.obs_names,
                 ),
                 var=pd.DataFrame(dict(ensembl_id="?"), index=a.var_names),
             )
@@ -471,6 +467,9 @@ def test_norman(served):
     )
     with datasets.opened("norman2019") as s:
         assert list(s.obs["perturbation"]) == list(raw.str.replace("_", "+"))
+        # the file says CRISPR, which scPerturb writes for everything
+        assert set(s.obs["perturbation_type"]) == {"activation"}
+    assert set(screen.obs["perturbation_type"]) == {"activation"}
     assert left() == {"NormanWeissman2019_filtered.h5ad", "norman2019_by_cell.h5ad"}
 
 
@@ -514,6 +513,154 @@ def test_every_screen_can_be_opened(devel):
                 and (sp.vstack(list(s.blocks())) != a.X).nnz == 0
                 and len(list(s.blocks())) > 0
             )
+
+
+class RObject:
+    "Writes an object of R with slots: `rdata` reads those of class S4, but writes none."
+
+    def __init__(self, name, **slots):
+        self.slots = slots | {"class": name}
+
+    @classmethod
+    def matrix(cls, counts, features, cells):
+        "(cells, features) counts as R has them: features x cells, in the layout of the screen."
+        turned = sp.coo_matrix(sp.coo_matrix(counts).T)
+        dim = np.array(turned.shape, np.int32)
+        slots = dict(Dim=dim, Dimnames=[np.array(features), cells], x=turned.data.astype(float))
+        if cells is None:
+            places = dict(i=turned.row.astype(np.int32), j=turned.col.astype(np.int32))
+            return cls("dgTMatrix", **slots, **places)
+        by_cell = turned.tocsc()
+        slots["x"] = by_cell.data.astype(float)
+        return cls("dgCMatrix", **slots, i=by_cell.indices, p=by_cell.indptr)
+
+
+def r_bytes(content, write):
+    "Bytes of an .rda (of a dict) or .RDS."
+    rdata = pytest.importorskip("rdata")
+    from rdata.conversion.to_r import DEFAULT_CLASS_MAP, build_r_object
+    from rdata.parser import RObjectType
+
+    def constructor(data, converter):
+        attributes = converter.convert_to_r_attributes(data.slots)
+        return build_r_object(RObjectType.VEC, value=[], is_object=True, attributes=attributes)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        constructors = {**DEFAULT_CLASS_MAP, RObject: constructor}
+        getattr(rdata, write)(path, content, constructor_dict=constructors)
+        return path.read_bytes()
+
+
+def test_papalexi(served):
+    "A cell has the target of its top guide: at least 5 UMIs, and more than 0.8 of all."
+    counts = np.arange(12).reshape(6, 2)
+    #              A1 A2 NT
+    guides = [[5, 0, 0], [4, 0, 0], [8, 2, 0], [9, 2, 0], [0, 1, 30], [0, 7, 1]]
+    stored = dict(
+        response_matrix=RObject.matrix(counts, ["A", "B"], None),
+        grna_matrix=RObject.matrix(guides, ["Ag1", "Ag2", "NTg1"], None),
+        extra_covariates=pd.DataFrame(
+            dict(bio_rep=pd.Categorical(list("xxxyyy"))), index=pd.RangeIndex(1, 7)
+        ),
+        grna_target_data_frame=pd.DataFrame(
+            dict(
+                grna_id=np.array(["NTg1", "Ag2", "Ag1"]),
+                grna_target=pd.Categorical(["non-targeting", "A", "A"]),
+            ),
+            index=pd.RangeIndex(1, 4),
+        ),
+    )
+    served("papalexi2021", r_bytes(dict(lowmoi_example_data=stored), "write_rda"))
+    screen = datasets.papalexi2021(progress=False)
+    kept = [0, 3, 4, 5]
+    np.testing.assert_array_equal(screen.X.toarray(), counts[kept])
+    assert list(screen.obs_names) == [f"cell_{i + 1}" for i in kept]
+    assert list(screen.obs["guide"]) == ["Ag1", "Ag1", "NTg1", "Ag2"]
+    assert list(screen.obs["gene"]) == ["A", "A", "non-targeting", "A"]
+    assert list(screen.obs["batch"]) == list("xyyy")
+    assert set(screen.obs["perturbation_type"]) == {"knockout"}
+    assert datasets.path("papalexi2021").name == "lowmoi_example_data.rda"
+
+
+def test_scmageck(served):
+    "Guides join cells by barcode; a cell without counts, or with two guides, is left out."
+    cells = np.array(["AC", "AG", "AT", "CA", "CC"])
+    counts = np.array([[1, 0], [0, 2], [0, 0], [3, 1], [1, 1]])
+    assay = RObject("Assay", counts=RObject.matrix(counts, ["TP53", "MKI67"], cells))
+    meta = pd.DataFrame(dict(nUMI=np.arange(5) * 100.0), index=pd.Index(cells, dtype=object))
+    seurat = RObject("Seurat", assays=dict(RNA=assay), **{"meta.data": meta})
+    control = "NonTargetingControlGuideForHuman"
+    rows = [
+        ("AC", "TP53_sg_1", "TP53", 1),
+        ("AG", "TP53_sg_1", "TP53", 4),
+        ("AG", "TP53_sg_2", "TP53", 1),  # 0.8 is not more than 0.8
+        ("AT", "TP53_sg_1", "TP53", 9),  # no counts
+        ("CA", f"{control}_sg_3", control, 9),
+        ("CA", "TP53_sg_2", "TP53", 2),
+        ("GG", "TP53_sg_2", "TP53", 9),  # not among the cells
+    ]
+    table = pd.DataFrame(
+        [(f"{cell}-1", guide, "ACGT", gene, 1, n) for cell, guide, gene, n in rows],
+        columns=["cell", "barcode", "sgrna", "gene", "read_count", "umi_count"],
+    )
+    content = table.to_csv(sep="\t", index=False).encode()
+    served("scmageck_mcf10a", r_bytes(seurat, "write_rds"), content)
+    screen = datasets.scmageck_mcf10a(progress=False)
+    np.testing.assert_array_equal(screen.X.toarray(), counts[[0, 3]])
+    assert list(screen.obs_names) == ["AC", "CA"]
+    assert list(screen.obs["gene"]) == ["TP53", "non-targeting"]
+    assert list(screen.obs["guide"]) == ["TP53_sg_1", f"{control}_sg_3"]
+    assert list(screen.obs["size"]) == [0, 300]
+    assert set(screen.obs["perturbation_type"]) == {"knockout"}
+
+
+def test_files_of_r_need_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rdata", None)
+    with pytest.raises(GpovaeError, match=r"some.rda is a file of R.*pip install 'gpovae\[r\]'"):
+        readers.read_r(Path("some.rda"))
+
+
+@pytest.fixture(scope="module")
+def knockouts():
+    "The two screens of knockouts, as published."
+    pytest.importorskip("rdata")
+    for folder in ("papalexi2021_eccite", "scmageck_mcf10a"):
+        if not (DATA / folder).is_dir():
+            pytest.skip(f"needs the files at {DATA}/{folder} (set GPOVAE_DATA)")
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("GPOVAE_DATA", str(DATA))
+        return {name: datasets.load(name) for name in ("papalexi2021", "scmageck_mcf10a")}
+
+
+def test_papalexi_cells_and_labels(knockouts):
+    a = knockouts["papalexi2021"]
+    n = a.obs["gene"].value_counts()
+    assert a.shape == (16_093, 299) and n["non-targeting"] == 1912 and len(n) == 26
+    assert n["IFNGR1"] == 1056 and n["CUL3"] == 188
+    assert len(set(n.index) & set(a.var_names)) == 9
+    assert a.obs["batch"].nunique() == 3 and a.obs["guide"].nunique() == 106
+    assert a.X.dtype == np.float32 and (a.X.data == np.rint(a.X.data)).all()
+
+
+def test_scmageck_cells_and_labels(knockouts):
+    a = knockouts["scmageck_mcf10a"]
+    n = a.obs["gene"].value_counts()
+    assert a.shape == (4_550, 28) and len(n) == 30 and n["TP53"] == 296
+    assert set(n.index) - set(a.var_names) == {"non-targeting", "MLL2", "MLL3"}
+    share = a[:, "MKI67"].X.toarray().ravel() / a.obs["size"]
+    of = share.groupby(a.obs["gene"], observed=True).mean()
+    assert of["TP53"] > 5 * of["non-targeting"]
+    assert (a.obs["size"] > np.asarray(a.X.sum(1)).ravel()).all()
+
+
+@pytest.mark.parametrize("name", ["papalexi2021", "scmageck_mcf10a"])
+def test_knockouts_register_with_their_arguments(knockouts, name):
+    with pytest.warns(UserWarning, match="not among the measured"):
+        screen = register(knockouts[name].copy(), **datasets.prepare_arguments(name))
+    assert set(screen.kinds) == {"knockout"}
+    assert len(screen.perturbations) == datasets.REGISTRY[name].perturbations
+    assert screen.adata.shape == (datasets.REGISTRY[name].cells, datasets.REGISTRY[name].genes)
 
 
 @pytest.mark.parametrize("name", ["simulated", "schraivogel2020"])
@@ -599,6 +746,10 @@ def test_counts_of_perturbench(devel, name, part, n_cells, perturbations, multip
 def test_perturbench_registers_with_its_arguments(devel, name, batches):
     with pytest.warns(UserWarning, match="not among the measured"):
         screen = register(datasets.load(name), **datasets.prepare_arguments(name))
+    kind = {"CRISPRi": "knockdown", "CRISPRa": "activation"}
+    part = "mcfaline23" if name == "mcfaline2023" else "norman19"
+    said = devel.obs["perturbation_type"][devel.obs["dataset"] == part]
+    assert set(screen.kinds) == {kind[word] for word in said}
     assert (
         set(screen.batch) == batches
         and len(screen.perturbations) == datasets.REGISTRY[name].perturbations
@@ -618,6 +769,7 @@ def tap(monkeypatch):
 def test_schraivogel_cells_and_labels(tap):
     assert tap.shape == (20_994, 72) and tap.obs.gene.value_counts().to_dict() == TAPSEQ_CELLS
     assert set(tap.obs.gene) - set(tap.var_names) == {"HS2", "non-targeting"}
+    assert set(tap.obs.perturbation_type) == {"knockdown"}
     assert tap.obs_names.is_unique and set(tap.obs.batch) == {"TAP1", "TAP2"}
     guide_of = tap.obs.guide.astype(str)
     assert (
@@ -646,6 +798,8 @@ def test_registry_is_complete():
             "schraivogel2020",
             "mcfaline2023",
             "norman2019_small",
+            "papalexi2021",
+            "scmageck_mcf10a",
             "adamson2016",
             "norman2019",
             "replogle2022_k562",
@@ -685,9 +839,14 @@ def test_files_lie_where_the_shared_folder_has_them(monkeypatch):
     if not DATA.is_dir():
         pytest.skip(f"needs {DATA} (set GPOVAE_DATA)")
     monkeypatch.setenv("GPOVAE_DATA", str(DATA))
-    assert (
-        datasets.available().at_hand[["schraivogel2020", "mcfaline2023", "norman2019_small"]].all()
-    )
+    small = [
+        "schraivogel2020",
+        "mcfaline2023",
+        "norman2019_small",
+        "papalexi2021",
+        "scmageck_mcf10a",
+    ]
+    assert datasets.available().at_hand[small].all()
 
 
 @pytest.mark.parametrize(
