@@ -1,4 +1,7 @@
-"""The order of cells and genes in a file decides nothing: sorted otherwise, all is prepared alike."""
+"""The order of cells and genes in a file decides nothing.
+
+Sorted otherwise, it is prepared alike.
+"""
 
 import numpy as np
 import pandas as pd
