@@ -213,8 +213,8 @@ def warn_of_failures(words: list[str], keep_programmes: bool, stacklevel: int) -
         return
     more = f"; and {len(words) - _MOST_NAMED} more" if len(words) > _MOST_NAMED else ""
     remedy = (
-        "Only as large a share fails as of the controls; to fail them all:"
-        " keep_programmes=False (--no-keep-programmes)."
+        "Only as large a share fails as of the controls, beside cells that are shallow, show few"
+        " genes and leak at once. To fail them all: keep_programmes=False (--no-keep-programmes)."
         if keep_programmes
         else "To fail no larger share than of the controls, prepare without"
         " keep_programmes=False (--no-keep-programmes)."

@@ -36,8 +36,9 @@ def model_responses(screen: Screen, labels: list[str]) -> Responses:
     measured = set(responses.perturbations.tolist())
     if lacking := [p for p in labels if p not in measured]:
         raise GpovaeError(
-            f"No training cell of perturbation {lacking[0]!r} passes quality control, so its"
-            " effects were not measured. Leave it out, or prepare with a larger n_mads."
+            f"No training cell of perturbation {', '.join(map(repr, lacking))} passes quality"
+            " control, so its effects were not measured. Prepare the screen again, which leaves it"
+            " out, or with a larger n_mads."
         )
     return responses.select(labels)
 

@@ -172,8 +172,8 @@ def change(screen, **to):
         x[3, 5] = 1.5
     if kind == "NaN":
         x[3, 5] = np.nan
-    if kind == "empty cell":
-        x[3] = 0
+    if kind == "no counts":
+        x[:] = 0
     if kind == "no control":
         labels[labels == "non-targeting"] = "LUZP1"
     if kind == "one cell":
@@ -195,7 +195,7 @@ BAD = {
     "negative": "negative",
     "fraction": "1.5",
     "NaN": "not a number",
-    "empty cell": "{cell}",
+    "no counts": "no counts at all",
     "no control": "No control cells",
     "one cell": "LONELY1",
     "no column": "treatment",

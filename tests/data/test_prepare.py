@@ -149,7 +149,7 @@ BAD = {
     "negative": (set_value(-1), {}, r"cell 'cell003', gene '.+' is negative"),
     "fraction": (set_value(0.5), {}, r"cell 'cell003', gene '.+' is not a whole number"),
     "log": (logged, {}, r"not a whole number .*layer="),
-    "empty cell": (empty_cell, {}, r"first is 'cell005'"),
+    "empty cell": (empty_cell, dict(drop_empty=False), r"first is 'cell005'"),
     "gene twice": (renamed("var_names", 1, 0), {}, r"gene name\(s\) occur more than once"),
     "cell twice": (
         renamed("obs_names", 1, 0),
