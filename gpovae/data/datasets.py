@@ -76,7 +76,7 @@ _TAP_GUIDES = File(
 REGISTRY["schraivogel2020"] = Dataset(
     title="TAP-seq of K562, 14 targets on chromosome 8 and at the globin locus",
     load=schraivogel2020,
-    prepare=_GENE | dict(size_factor_exclude=["HBB", "HBD", "HBE1"]),
+    prepare=_GENE,
     settings=dict(regulators="perturbed"),
     folder="schraivogel2020_tapseq",
     files=(_TAP_COUNTS, _TAP_GUIDES),
@@ -128,7 +128,7 @@ REGISTRY["norman2019_small"] = Dataset(
     title="CRISPRa of singles and pairs in K562, 500 genes",
     load=norman2019_small,
     perturbation_type="activation",
-    prepare=_PERTURBATION | dict(size_factor_exclude=["AVP", "HBG2", "HBZ", "TMSB4X"]),
+    prepare=_PERTURBATION,
     cells=3_375,
     perturbations=33,
     citation="Norman et al., Science 365, 786-793, 2019",
@@ -342,7 +342,7 @@ def prepare_arguments(name: str) -> dict:
     Returns
     -------
     dict
-        Such as perturbation_key, control, size_factor_exclude.
+        Such as perturbation_key, control, batch_key.
     """
     return dict(entry(name).prepare)
 
