@@ -167,7 +167,7 @@ def _joint(statistics: dict) -> np.ndarray:
     return ((S - S.mean(axis=1, keepdims=True)) / np.maximum(sd, 1e-12)).max(0)
 
 # %% ../../nbs/data/80_verdict.ipynb #5fc0ac40
-PERMUTATIONS = (199, 999)
+PERMUTATIONS = (199, 1999)
 _HOPELESS = 0.1  # no more permutations are drawn above this p-value
 
 
@@ -221,7 +221,7 @@ def tests(screen: Screen, guides: pd.Series | None = None, seed: int = 0) -> pd.
     return pd.DataFrame.from_dict(result, orient="index")
 
 # %% ../../nbs/data/80_verdict.ipynb #c8ba1dd8
-LEVEL = 0.005  # share of perturbations without any effect that may be said to have worked
+LEVEL = 0.002  # share of perturbations without any effect that may be said to have worked
 
 
 def verdict(table: pd.DataFrame) -> pd.DataFrame:

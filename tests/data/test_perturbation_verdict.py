@@ -282,17 +282,17 @@ def test_pairs_average_their_targets():
 @pytest.mark.parametrize(
     "kind, target_p, others_p, by, worked",
     [
-        ("knockdown", 0.001, 0.4, "target down", "yes"),
-        ("knockdown", 0.001, 0.001, "both", "yes"),
-        ("knockdown", 0.004, 0.004, "nothing", "no"),
-        ("knockdown", 0.999, 0.001, "others changed", "yes"),
-        ("knockdown", np.nan, 0.004, "others changed", "yes"),
+        ("knockdown", 0.0009, 0.4, "target down", "yes"),
+        ("knockdown", 0.0009, 0.0009, "both", "yes"),
+        ("knockdown", 0.0015, 0.0015, "nothing", "no"),
+        ("knockdown", 0.999, 0.0009, "others changed", "yes"),
+        ("knockdown", np.nan, 0.0015, "others changed", "yes"),
         ("knockdown", np.nan, np.nan, "nothing", "no"),
-        ("activation", 0.001, 0.4, "target up", "yes"),
-        ("knockout", 0.001, 0.4, "target down", "no"),
-        ("knockout", 0.9, 0.004, "others changed", "yes"),
-        ("knockout", 0.001, 0.004, "both", "yes"),
-        ("knockout", 0.9, 0.01, "nothing", "no"),
+        ("activation", 0.0009, 0.4, "target up", "yes"),
+        ("knockout", 0.0009, 0.4, "target down", "no"),
+        ("knockout", 0.9, 0.0015, "others changed", "yes"),
+        ("knockout", 0.0009, 0.0015, "both", "yes"),
+        ("knockout", 0.9, 0.003, "nothing", "no"),
     ],
 )
 def test_verdict_by_kind(kind, target_p, others_p, by, worked):
@@ -323,7 +323,7 @@ def test_a_few_genes_that_moved_are_enough_where_the_target_is_not_measured():
     assert (
         table.z.isna().all()
         and table.worked.tolist() == ["yes", "no"]
-        and table.response_p["ENHANCER"] == 1 / 1000
+        and table.response_p["ENHANCER"] == 1 / 2000
         and table.response_p["NOTHING"] > 0.01
     )
 

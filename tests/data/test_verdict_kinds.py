@@ -137,7 +137,7 @@ def dealt_out(size, groups, kind, seed, **settings):
 def test_controls_dealt_out_as_perturbations_did_not_work(kind):
     """100 groups of each kind, of 10 to 100 training cells, with and without batches.
 
-    At the level of the rule, 3 or fewer of them say yes in 99.8 % of such tests.
+    At the level of the rule, 2 or fewer of them say yes in 99.9 % of such tests.
     """
     worked = pd.concat(
         [
@@ -148,15 +148,14 @@ def test_controls_dealt_out_as_perturbations_did_not_work(kind):
     )
     judged = worked.worked.isin(["yes", "no"])
     assert judged.sum() > 80
-    assert binom.sf(3, 100, LEVEL) < 0.002 and (worked.worked == "yes").sum() <= 3
+    assert binom.sf(2, 100, LEVEL) < 0.002 and (worked.worked == "yes").sum() <= 2
     # and p-values are spread as they should be
     assert 0.3 < (worked.others_p[judged] < 0.5).mean() < 0.7
-    assert worked.others_p.min() > 1 / 2000
 
 
 def test_the_level_can_be_reached():
     assert 1 / (1 + PERMUTATIONS[-1]) <= LEVEL / 2
-    assert LEVEL < 0.01
+    assert LEVEL < 0.005
 
 
 def test_moments_are_those_of_permutations_within_strata():
