@@ -323,6 +323,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'gpovae.data.kinds._from_column': ('data/kinds.html#_from_column', 'gpovae/data/kinds.py'),
                                    'gpovae.data.kinds._unasked': ('data/kinds.html#_unasked', 'gpovae/data/kinds.py'),
                                    'gpovae.data.kinds.canonical_kind': ('data/kinds.html#canonical_kind', 'gpovae/data/kinds.py'),
+                                   'gpovae.data.kinds.kinds_in_words': ('data/kinds.html#kinds_in_words', 'gpovae/data/kinds.py'),
                                    'gpovae.data.kinds.read_kinds': ('data/kinds.html#read_kinds', 'gpovae/data/kinds.py')},
             'gpovae.data.kinetics': { 'gpovae.data.kinetics._into': ('data/kinetics.html#_into', 'gpovae/data/kinetics.py'),
                                       'gpovae.data.kinetics._steady_state': ('data/kinetics.html#_steady_state', 'gpovae/data/kinetics.py'),
