@@ -140,8 +140,6 @@ _MIXED = (
 def kinds_in_words(kinds: pd.Series) -> str:
     "What was done in a screen, and what that means for its network, in two sentences."
     counts = kinds.value_counts()
-    parts = [
-        f"{n:,} {kind}{'s' * (n != 1)} ({_DONE[kind]})" for kind, n in counts.items()
-    ]
+    parts = [f"{n:,} {kind}{'s' * (n != 1)} ({_DONE[kind]})" for kind, n in counts.items()]
     means = _MEANS[counts.index[0]] if len(counts) == 1 else _MIXED
     return f"The screen has {' and '.join(parts)}. {means}"
