@@ -380,6 +380,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'gpovae.data.kinds._from_column': ('data/kinds.html#_from_column', 'gpovae/data/kinds.py'),
                                    'gpovae.data.kinds._unasked': ('data/kinds.html#_unasked', 'gpovae/data/kinds.py'),
                                    'gpovae.data.kinds.canonical_kind': ('data/kinds.html#canonical_kind', 'gpovae/data/kinds.py'),
+                                   'gpovae.data.kinds.kinds_in_words': ('data/kinds.html#kinds_in_words', 'gpovae/data/kinds.py'),
                                    'gpovae.data.kinds.read_kinds': ('data/kinds.html#read_kinds', 'gpovae/data/kinds.py')},
             'gpovae.data.kinetics': { 'gpovae.data.kinetics.PerturbedTargets': ( 'data/kinetics.html#perturbedtargets',
                                                                                  'gpovae/data/kinetics.py'),

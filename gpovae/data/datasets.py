@@ -127,10 +127,10 @@ REGISTRY["mcfaline2023"] = Dataset(
 REGISTRY["norman2019_small"] = Dataset(
     title="CRISPRa of singles and pairs in K562, 500 genes",
     load=norman2019_small,
-    perturbation_type="activation",
     prepare=_PERTURBATION,
     cells=3_375,
     perturbations=33,
+    perturbation_type="activation",
     citation="Norman et al., Science 365, 786-793, 2019",
     **_PERTURBENCH,
 )

@@ -116,3 +116,30 @@ def read_kinds(obs: pd.DataFrame, perturbation_type: str | None, labels) -> np.n
             f" column of obs ({columns})."
         )
     return np.where(labels == CONTROL, CONTROL, kinds)
+
+# %% ../../nbs/data/08_kinds.ipynb #86667adf
+_DONE = dict(
+    knockdown="a transcript is lowered",
+    knockout="a protein is destroyed",
+    activation="a transcript is raised",
+)
+_MEANS = dict(
+    knockdown="The change of a target's own transcript is the dose, as far as it is known, else"
+    " -1; a gene that falls with its regulator is activated by it.",
+    knockout="A target's own transcript may fall, stay or rise, so the dose is -1, one knockout as"
+    " it was done; a gene that falls is activated by what was knocked out.",
+    activation="The change of a target's own transcript is the dose, as far as it is known, else"
+    " +1; a gene that rises with its regulator is activated by it.",
+)
+_MIXED = (
+    "Each target has the dose of its kind, so that an edge means the same in all of them: what is"
+    " activated falls with a lost regulator and rises with a raised one."
+)
+
+# %% ../../nbs/data/08_kinds.ipynb #d095cdb5
+def kinds_in_words(kinds: pd.Series) -> str:
+    "What was done in a screen, and what that means for its network, in two sentences."
+    counts = kinds.value_counts()
+    parts = [f"{n:,} {kind}{'s' * (n != 1)} ({_DONE[kind]})" for kind, n in counts.items()]
+    means = _MEANS[counts.index[0]] if len(counts) == 1 else _MIXED
+    return f"The screen has {' and '.join(parts)}. {means}"

@@ -83,6 +83,8 @@ def test_smoke_run(name, tmp_path):
     )
     results = json.loads(made["json"].read_text())
     one_look(name, made["html"])
+    if name in ("prepare", "report"):
+        assert "The screen has 8 knockdowns (a transcript is lowered)" in made["html"].read_text()
     if name == "prepare":
         assert (
             results["worked"]["yes"] > 4

@@ -8,7 +8,7 @@ import pytest
 
 import gpovae
 from gpovae.core.errors import GpovaeError
-from gpovae.data.kinds import read_kinds
+from gpovae.data.kinds import KINDS, kinds_in_words, read_kinds
 from gpovae.data.screen import Screen
 from gpovae.data.simulate import simulated
 
@@ -86,3 +86,14 @@ def test_prepare(small, column, setting, kind):
     settings = {} if setting is None else dict(perturbation_type=setting)
     gpovae.prepare(adata, doublets=False, progress=False, **settings)
     assert set(Screen(adata).kinds) == {kind}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_of_a_report(kind):
+    "Two sentences: what was done, and what it means for the sign of an edge."
+    words = kinds_in_words(pd.Series([kind] * 14))
+    assert words.startswith(f"The screen has 14 {kind}s (") and words.count(". ") == 1
+    assert ("rises with its regulator" in words) == (KINDS[kind].dose > 0)
+    assert ("own transcript is the dose" in words) == KINDS[kind].own_transcript_is_dose
+    mixed = kinds_in_words(pd.Series(["knockout", kind, "knockout"]))
+    assert ("and" in mixed.split("). ")[0]) == (kind != "knockout")
