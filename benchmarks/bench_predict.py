@@ -171,7 +171,7 @@ def plain_iwelbo(vae: VAE, batch: Batch, noise) -> torch.Tensor:  # (B,)
             q_e = _normal(vae.embedding_encoder, mask, torch.eye(n))
             effect = q_e.mean + q_e.stddev * eps
             z_p = one_hot @ (
-                effect + vae.grn.predicted_lfc(all_rows, P.kappa)
+                effect + vae.grn.predicted_lfc(all_rows, P.dose)
                 if vae.network_prior
                 else mask * effect
             )
