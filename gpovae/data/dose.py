@@ -65,7 +65,7 @@ def combine(change: np.ndarray, error: np.ndarray, expected: Expected) -> Dose:
 
     size = np.maximum(sign * mean + sd * hazard, FLOOR)
     # the difference of two large numbers, where nearly everything is cut off
-    share = np.maximum(1 + alpha * hazard - hazard**2, 1 / (3 + alpha**2))
+    share = np.maximum(1 + alpha * hazard - hazard**2, 1 / (6 + alpha**2))
     return Dose(sign * size, sd * np.sqrt(np.minimum(share, 1)))
 
 # %% ../../nbs/data/58_dose.ipynb #ddfe2e4f
