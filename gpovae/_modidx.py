@@ -588,7 +588,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'gpovae.data.quality': { 'gpovae.data.quality._block_metrics': ('data/quality.html#_block_metrics', 'gpovae/data/quality.py'),
                                      'gpovae.data.quality._counts': ('data/quality.html#_counts', 'gpovae/data/quality.py'),
                                      'gpovae.data.quality._group_doublets': ('data/quality.html#_group_doublets', 'gpovae/data/quality.py'),
-                                     'gpovae.data.quality._reported': ('data/quality.html#_reported', 'gpovae/data/quality.py'),
+                                     'gpovae.data.quality._judge': ('data/quality.html#_judge', 'gpovae/data/quality.py'),
                                      'gpovae.data.quality._scrublet': ('data/quality.html#_scrublet', 'gpovae/data/quality.py'),
                                      'gpovae.data.quality._severity': ('data/quality.html#_severity', 'gpovae/data/quality.py'),
                                      'gpovae.data.quality._write_labels': ('data/quality.html#_write_labels', 'gpovae/data/quality.py'),

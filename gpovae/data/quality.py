@@ -173,15 +173,13 @@ def quality_labels(
     n_mads : float, default 3
         Median absolute deviations from the median at which a cell fails.
     doublets : bool, default True
-        Look for doublets with Scrublet.
-    seed : int, default 0
-        Of Scrublet.
+        Look for doublets with Scrublet, whose `seed` is 0 by default.
     progress : bool, default False
         Show a progress bar.
     haemoglobin : bool, default False
-        Does a high share of haemoglobin fail a cell? It is stored in any case.
+        Does a high share of haemoglobin fail a cell?
     keep_programmes : bool, default True
-        Where failures depend on the perturbation, fail no larger share than of the controls.
+        Fail no larger share of any perturbation than of the controls.
 
     Returns
     -------
@@ -197,12 +195,9 @@ def quality_labels(
 
     crossed = every if haemoglobin else every.drop(columns="share_haemoglobin")
     crossed = crossed.assign(doublet=doublet)
-    severity = _severity(metrics)[list(crossed)]
-    fail, table = judge(crossed, severity, screen.labels, screen.batch, keep_programmes)
-    words = in_words(table)
+    fail, table = _judge(screen, metrics, every, crossed, keep_programmes)
+    words = in_words(table[table["rule"].isin([*crossed, "any"])])
     warn_of_failures(words, keep_programmes, stacklevel=3)
-    if not haemoglobin:
-        table = pd.concat([table, _reported(every, screen)], ignore_index=True)
 
     _write_labels(adata, metrics, doublet, fail, table)
     return _counts(every, crossed, fail) | ({"depends": "; ".join(words)} if words else {})
@@ -222,10 +217,15 @@ def _write_labels(adata, metrics, doublet, fail, table) -> None:
     adata.uns[Key.quality] = table
 
 
-def _reported(every: pd.DataFrame, screen: Screen) -> pd.DataFrame:
-    "Rows on a rule by which no cell fails: who makes haemoglobin?"
-    table = failure_table(every[["share_haemoglobin"]], screen.labels, screen.batch)
-    return table.assign(fails=0.0)
+def _judge(screen, metrics, every, crossed, keep_programmes) -> tuple[np.ndarray, pd.DataFrame]:
+    "Who fails, and the table of failures; also on a rule by which no cell fails."
+    severity = _severity(metrics)[list(crossed)]
+    fail, table = judge(crossed, severity, screen.labels, screen.batch, keep_programmes)
+    if "share_haemoglobin" in crossed:
+        return fail, table
+    # who makes haemoglobin?
+    reported = failure_table(every[["share_haemoglobin"]], screen.labels, screen.batch)
+    return fail, pd.concat([table, reported.assign(fails=0.0)], ignore_index=True)
 
 
 def _counts(every: pd.DataFrame, crossed: pd.DataFrame, fail: np.ndarray) -> dict:

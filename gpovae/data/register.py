@@ -186,8 +186,7 @@ def _register(adata: ad.AnnData, settings: dict) -> Screen:
         filled = _filled(adata, library, settings)
         labels = read_labels(adata.obs[filled], adata.var, **keys)[2]
         adata._inplace_subset_obs(filled)
-        totals = totals[filled]
-        library = library[filled]
+        totals, library = np.array([totals, library])[:, filled]
     kinds = read_kinds(adata.obs, settings["perturbation_type"], labels)
 
     # everything was checked; from here on it is written
@@ -236,19 +235,16 @@ def register(
     perturbation_key, batch_key, guide_key : str, optional
         Columns of obs: the perturbation (None looks for a known name), gem group or cell line,
         and the guide.
-    control : str, optional
-        Label of control cells. None accepts the common spellings.
-    layer : str, optional
-        Layer with raw counts. None takes layers["counts"] where there is one, else X.
+    control, layer : str, optional
+        Label of control cells (None: the common spellings), and layer with raw counts (None:
+        "counts" where there is one, else X).
     size_factor_exclude : iterable of str
         Genes that do not count towards the library size.
     perturbation_type : str, optional
         "knockdown", "knockout", "activation", or the column of obs that says so. None takes
         obs["perturbation_type"] where there is one, else "knockdown".
-    min_cells : int, optional
-        Leave out perturbations with fewer cells.
-    drop_empty : bool, default True
-        Leave out cells without counts; otherwise they are refused.
+    min_cells, drop_empty : int, optional; bool, default True
+        Leave out perturbations with fewer cells; cells without counts, refused otherwise.
     gene_key : str, optional
         Column of var with gene names. None takes symbols where var_names are Ensembl ids.
 
