@@ -96,20 +96,20 @@ class Composition(NamedTuple):
     def of(cls, screen: Screen, rows: np.ndarray):
         "Measured in cells at positions `rows`, whose library size is over all genes that count."
         changes = fold_changes(screen, rows)
-        labels = screen.labels[rows]
-        library = screen.library_size[rows].astype(float)
         share = _control_shares(screen, rows[screen.is_control[rows]])
+        library = pd.Series(screen.library_size[rows].astype(float))
+        umis = library.groupby(screen.labels[rows]).sum()[changes.labels]
 
-        excess = np.expm1(_departures(changes))
-        for p, name in enumerate(changes.labels):
-            half_umi = 0.5 / library[labels == name].sum()
-            excess[p] *= share + half_umi
+        excess = _departures(changes)
+        np.expm1(excess, out=excess)
+        for p, n_umis in enumerate(umis):
+            excess[p] *= share + 0.5 / n_umis
 
         # by name and rounded, so that the order of the columns decides nothing
         counted = np.flatnonzero(counted_genes(screen))
         names = screen.genes.to_numpy(str)
         order = counted[np.argsort(names[counted], kind="stable")]
-        excess = np.round(excess[:, order], 12)
+        excess = excess[:, order].round(12)
         return cls(np.array(changes.labels), names[order], share[order], excess)
 
     def offset(self, stable: np.ndarray) -> np.ndarray:
