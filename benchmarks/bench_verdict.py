@@ -27,7 +27,8 @@ from gpovae.data.verdict import perturbation_table, tests, verdict
 SIZES = (10, 30, 100, 300)  # cells
 PANELS = (28, 120, 300)  # genes
 BATCHES = (1, 4)
-GROUPS = 100  # of each size, kind and screen
+GROUPS = 120  # at least, of each size and screen; a third of them of each kind
+DEALT = 40  # at most, at a time
 REAL = ("schraivogel2020", "papalexi2021")
 
 
@@ -51,7 +52,7 @@ def dealt(adata, size, kind, seed):
     screen = Screen(adata)
     rows = np.flatnonzero(screen.is_control & (screen.split != "test") & ~screen.fail)
     controls = adata[rows].copy()
-    n = len(rows) // 2 // size
+    n = min(len(rows) // 2 // size, DEALT)
     genes = rng.permutation(screen.genes)[: (n + 1) // 2].tolist()
     others = [f"NOTHING{i}" for i in range(n - len(genes))]
     labels = np.full(len(rows), CONTROL, object)
@@ -67,17 +68,15 @@ def false_positives(adata, groups=GROUPS, sizes=SIZES):
     "One row for each size and kind of perturbation: groups of controls, and how many say yes."
     rows = []
     for size in sizes:
-        for kind in KINDS:
+        for number, kind in enumerate(KINDS):
             calls = []
-            seed = 0
-            while sum(map(len, calls)) < groups and seed < groups:
+            while sum(map(len, calls)) < groups / len(KINDS):
+                seed = 100 * number + len(calls)
                 screen, guides = dealt(adata, size, kind, seed)
                 p = tests(screen, guides, seed)
                 calls.append(verdict(p.assign(held_out=False, train=size, kind=kind)).worked)
-                seed += 1
             worked = pd.concat(calls) == "yes"
-            row = dict(cells=size, kind=kind, groups=len(worked), yes=int(worked.sum()))
-            rows.append(row)
+            rows.append(dict(cells=size, kind=kind, groups=len(worked), yes=int(worked.sum())))
     return rows
 
 
