@@ -173,7 +173,9 @@ def quality_labels(
     n_mads : float, default 3
         Median absolute deviations from the median at which a cell fails.
     doublets : bool, default True
-        Look for doublets with Scrublet, whose `seed` is 0 by default.
+        Look for doublets with Scrublet.
+    seed : int, default 0
+        Of Scrublet.
     progress : bool, default False
         Show a progress bar.
     haemoglobin : bool, default False
