@@ -168,7 +168,11 @@ def record_table(adata: ad.AnnData, what: str = "result") -> pd.DataFrame:
             "This AnnData holds no record of a preparation. Run gpovae.prepare(adata)."
         )
 
-    order = ("source", "register", "quality", "strong", "split", "unusable", *list(STEPS)[2:])
+    # who left after a step stands behind it
+    left = dict(quality=["strong"], split=["unusable"])
+    order = ["source", "register"]
+    for name in STEPS:
+        order += [name, *left.get(name, [])]
     rows = [
         (name, quantity, value)
         for name in order
