@@ -210,8 +210,8 @@ BROKEN = {
     "of the future": (
         lambda f: rewritten(f, format=FORMAT + 1, versions=dict(gpovae="7.7")),
         (
-            r"format 5, written by gpovae 7\.7; gpovae .* reads formats up to 4\. Install that"
-            r" version, or a later one"
+            rf"format {FORMAT + 1}, written by gpovae 7\.7; gpovae .* reads formats up to"
+            rf" {FORMAT}\. Install that version, or a later one"
         ),
     ),
     "of the past": (
