@@ -170,11 +170,10 @@ def plain_iwelbo(vae: VAE, batch: Batch, noise) -> torch.Tensor:  # (B,)
             )
             q_e = _normal(vae.embedding_encoder, mask, torch.eye(n))
             effect = q_e.mean + q_e.stddev * eps
-            z_p = one_hot @ (
-                effect + vae.grn.predicted_lfc(all_rows, P.dose)
-                if vae.network_prior
-                else mask * effect
-            )
+            rows = vae.grn.predicted_lfc(all_rows, P.dose)
+            # a target's own transcript is what was measured
+            rows = torch.where(torch.eye(n, dtype=torch.bool), P.own_lfc, rows)
+            z_p = one_hot @ (effect + rows if vae.network_prior else mask * effect)
             q_a = _normal(vae.artifact_encoder, torch.ones(1, vae.latent))
             e_a = q_a.mean + q_a.stddev * artifact
             x_std = (torch.log1p(batch.x) - vae.log_x_mean) / vae.log_x_std

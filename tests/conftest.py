@@ -2,10 +2,15 @@ import os
 
 import pytest
 
+from places import DATA
+
 for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
     # two workers on two cores; numba would set OpenMP's number too
     os.environ.setdefault(name, "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+if DATA.is_dir():
+    # screens by name are read from where the tests find their files
+    os.environ.setdefault("GPOVAE_DATA", str(DATA))
 
 
 @pytest.fixture(scope="session")

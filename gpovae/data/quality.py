@@ -172,10 +172,8 @@ def quality_labels(
         Registered; annotated in place.
     n_mads : float, default 3
         Median absolute deviations from the median at which a cell fails.
-    doublets : bool, default True
-        Look for doublets with Scrublet.
-    seed : int, default 0
-        Of Scrublet.
+    doublets, seed : bool, default True; int, default 0
+        Look for doublets with Scrublet, whose seed it is.
     progress : bool, default False
         Show a progress bar.
     haemoglobin : bool, default False

@@ -269,11 +269,13 @@ def stable_size_factor(adata: ad.AnnData, size_factor: str = "auto") -> dict:
     counted = counted_genes(screen)
     # shares are measured against the plain library size
     _write(screen, counted)
-    if size_factor == "all":
+    rows = np.flatnonzero(~screen.fail)
+    # without a perturbed cell that passes nothing can be compared
+    if size_factor == "all" or screen.is_control[rows].all():
         return dict(genes=int(counted.sum()), left_out=0)
 
     tolerance = _TOLERANCE[size_factor]
-    choice = _Choice.of(Composition.of(screen, np.flatnonzero(~screen.fail)), tolerance)
+    choice = _Choice.of(Composition.of(screen, rows), tolerance)
     _note(choice, tolerance)
     left_out = screen.genes.isin(choice.left_out())
     _write(screen, counted & ~left_out)

@@ -62,6 +62,7 @@ STEPS = (
     "quality_labels",
     "stable_size_factor",
     "split_cells",
+    "_drop_unusable",
     "graph_nodes",
     "match_controls",
     "node_responses",
@@ -781,7 +782,9 @@ def test_causalbench(base, tmp_path):
         == sorted(ids[g] for g in set(base.obs["gene"]) - {"non-targeting"})
         and (Screen(a).nodes.position >= 0).all()
     )
-    assert dict(a.uns[Key.prepare]["source"]["result"]) == dict(cells=400, kept=390)
+    assert dict(a.uns[Key.prepare]["source"]["result"]) == dict(
+        cells=400, kept=390, unlabelled_cells=10
+    )
     # with symbols, the plain screen without these cells
     b = from_file(
         written(relabelled(base, dict(interventions=labels), ENSEMBL, "gene_symbol"), tmp_path),

@@ -31,7 +31,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 PAPALEXI = DATA / "papalexi2021_eccite" / "lowmoi_example_data.rda"
 TAPSEQ = DATA / "schraivogel2020_tapseq"
 NORMAN = DATA / "perturbench_devel"
-LATER = ("split_cells", "graph_nodes", "match_controls", "node_responses", "judge_perturbations")
+LATER = (
+    "split_cells",
+    "_drop_unusable",
+    "graph_nodes",
+    "match_controls",
+    "node_responses",
+    "judge_perturbations",
+)
 QUICK = dict(doublets=False, progress=False)
 
 

@@ -817,14 +817,21 @@ def test_ridge_chooses_by_training_cells(screen):
     assert "additive (sum of single effects)" not in baselines(screen)
 
 
-def real(name, **arguments):
+# genes that perturbations move so much that they would move the library size
+PROGRAMMES = dict(
+    schraivogel2020=["HBB", "HBD", "HBE1"], norman2019_small=["AVP", "HBG2", "HBZ", "TMSB4X"]
+)
+
+
+def real(name):
     if not DATA.is_dir():
         pytest.skip(f"{DATA} is not here: the screen would have to be downloaded (set GPOVAE_DATA)")
     with pytest.MonkeyPatch.context() as m:
         m.setenv("GPOVAE_DATA", str(DATA))
         a = gpovae.datasets.load(name)
     with pytest.warns(UserWarning, match="not among the measured"):
-        register(a, **gpovae.datasets.prepare_arguments(name))
+        arguments = gpovae.datasets.prepare_arguments(name)
+        register(a, **arguments, size_factor_exclude=PROGRAMMES[name])
     a.obs[Key.fail] = False
     split_cells(a, seed=0)
     return a
@@ -840,8 +847,8 @@ def test_tap_seq_baselines(tap):
     o, base = tap
     table = compare_scores(base, o, n=200)["value"].unstack("metric")
     assert table.discrimination[NONE] == pytest.approx(
-        0.633, abs=0.01
-    ) and table.discrimination_both[NONE] == pytest.approx(0.531, abs=0.01)  # chance is 0.536
+        0.699, abs=0.01
+    ) and table.discrimination_both[NONE] == pytest.approx(0.536, abs=0.01)  # chance is 0.536
     assert (
         table.ate_rho["shrunken training mean"]
         > table.ate_rho["training mean"]
@@ -873,8 +880,8 @@ def test_pairs_that_were_held_out():
     )
     delta = rows.pearson_delta_perturbed_mean
     assert (
-        delta["additive"] == pytest.approx(0.61, abs=0.03)
-        and delta[NONE] == pytest.approx(0.03, abs=0.03)
+        delta["additive"] == pytest.approx(0.60, abs=0.03)
+        and delta[NONE] == pytest.approx(0.0, abs=0.03)
         and delta[MEAN] == 0
         and rows.ate_rho["additive"] > 0.2 > rows.ate_rho[MEAN]
     )
@@ -887,9 +894,9 @@ def test_pairs_that_were_held_out():
             o.shared.to_numpy(),
         ).mean()
 
-    assert published(base[NONE]) == pytest.approx(0.41, abs=0.03) and published(
+    assert published(base[NONE]) == pytest.approx(0.39, abs=0.03) and published(
         base["training mean"]
-    ) == pytest.approx(0.15, abs=0.03)
+    ) == pytest.approx(0.33, abs=0.03)
 
 
 def test_scarce_controls_in_a_real_screen():
@@ -902,7 +909,7 @@ def test_scarce_controls_in_a_real_screen():
     base = baselines(a)
     E = o.effects.to_numpy()
     m = o.shared.to_numpy()
-    for name, one, two in ((NONE, 0.34, 0.01), ("training mean", 0.33, 0.45)):
+    for name, one, two in ((NONE, 0.31, 0.01), ("training mean", 0.34, 0.43)):
         P = base[name].loc[o.effects.index].to_numpy()
         assert pearson_delta(P, E, m, m).mean() == pytest.approx(one, abs=0.02) and scores(
             base[name], o
