@@ -50,7 +50,7 @@ def with_library(adata, **settings) -> Screen:
         for step in LATER:
             m.setattr(gpovae.data.pipeline, step, lambda *_, **__: {})
         screen = prepare(adata, **QUICK | settings)
-    screen.notes = [str(n.message) for n in notes if "share" in str(n.message)]
+    screen.notes = [str(n.message) for n in notes if "size_factor=" in str(n.message)]
     return screen
 
 
