@@ -31,6 +31,8 @@ from gpovae.train import checkpoint
 from gpovae.train.checkpoint import STATE, Checkpoint
 from gpovae.train.step import TrainingLoop
 
+# the second test goes on with the run that the first one leaves
+pytestmark = pytest.mark.xdist_group("interruption")
 SMALL = dict(latent=4, basal=(16, 1), embedding=(16, 2), decoder=(16, 2), batch_size=64)
 OPTIONS = [
     "--set",
