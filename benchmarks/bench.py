@@ -77,7 +77,6 @@ import pandas as pd
 import psutil
 import scipy.sparse as sp
 import torch
-from bench_verdict import verdicts
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score
 from tqdm import tqdm
@@ -109,7 +108,7 @@ from bench_explorer import explorer
 from bench_network import network, tapseq
 from bench_predict import predict
 from bench_speed import quality, speed
-from book import real_data
+from bench_verdict import verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
 GLOBINS = ["HBE1", "HBD", "HBB"]
@@ -126,6 +125,14 @@ LARGE = dict(n_genes=8563, n_perturbations=620, n_batches=48, depth=8200, contro
 SIZES = (20_000, 60_000, 130_000, 310_000)  # cells of these
 STRATA = [0, 30, 60, 120, 300, np.inf]  # training cells per perturbation
 KEY = ["screen", "seed", "method"]
+
+
+def _find_data():
+    "Point GPOVAE_DATA at the shared folder, where it is not set and there is one."
+    sys.path.append(str(ROOT / "tools"))
+    from book import real_data
+
+    real_data()
 
 
 def _demo(out):
@@ -316,7 +323,7 @@ def resumed(name, function, wanted, options):
 
 def claim(options):
     names = list(SIMULATED)
-    real_data()
+    _find_data()
     try:
         datasets.load("schraivogel2020")
         names.append("schraivogel2020")
@@ -473,7 +480,7 @@ def finding_job(name, seed, method, folder):
 
 
 def finding(options):
-    real_data()
+    _find_data()
     names = [
         n for n, kind in FINDING.items() if kind == "simulated" or datasets.available().at_hand[n]
     ]

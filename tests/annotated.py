@@ -11,6 +11,18 @@ from gpovae.data.responses import node_responses
 from gpovae.data.simulate import simulated
 from gpovae.data.split import split_cells
 
+# steps of a preparation after `register`, as the pipeline calls them
+STEPS = (
+    "quality_labels",
+    "stable_size_factor",
+    "split_cells",
+    "_drop_unusable",
+    "graph_nodes",
+    "match_controls",
+    "node_responses",
+    "judge_perturbations",
+)
+
 
 def raw(seed=0, **kw):
     a = simulated(**(dict(n_cells=1200, n_genes=120, n_perturbations=14, seed=seed) | kw))

@@ -1,7 +1,5 @@
 """The one place that builds small screens and tables for tests."""
 
-import warnings
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -68,61 +66,3 @@ def small():
         genes=np.array(nodes), direct=W, total=np.linalg.inv(np.eye(8) - W), knockdown=knockdown
     )
     return a
-
-
-def _matrix(stored):
-    "Rows x columns and the names of the rows, of a sparse matrix of R."
-    if hasattr(stored, "p"):
-        X = sp.csc_matrix((stored.x, stored.i, stored.p), tuple(stored.Dim))
-    else:
-        X = sp.coo_matrix((stored.x, (stored.i, stored.j)), tuple(stored.Dim)).tocsc()
-    return X, np.array([str(name) for name in stored.Dimnames[0]])
-
-
-def eccite():
-    "ECCITE-seq knockouts (Papalexi et al. 2021): cells of one guide, by target, guide and rep."
-    import rdata
-
-    from places import DATA
-
-    path = DATA / "papalexi2021_eccite" / "lowmoi_example_data.rda"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        stored = rdata.read_rda(path)["lowmoi_example_data"]
-    X, genes = _matrix(stored["response_matrix"])
-    umis, guides = _matrix(stored["grna_matrix"])
-    top = umis.max(0).toarray().ravel()
-    keep = (top >= 5) & (top > 0.8 * np.asarray(umis.sum(0)).ravel())
-
-    guide = guides[np.asarray(umis.argmax(0)).ravel()]
-    target = stored["grna_target_data_frame"].set_index("grna_id")["grna_target"]
-    rep = stored["extra_covariates"]["bio_rep"].astype(str).to_numpy()
-    obs = pd.DataFrame(dict(gene=target.reindex(guide).to_numpy(str), guide=guide, rep=rep))
-    obs.index = [f"c{i}" for i in range(len(obs))]
-    counts = sp.csr_matrix(X.T[keep], dtype=np.float32)
-    return ad.AnnData(counts, obs[keep], pd.DataFrame(index=genes))
-
-
-def mcf10a():
-    "Knockouts in MCF10A (scMAGeCK, Yang et al. 2020): cells of one guide that have counts."
-    import rdata
-
-    from places import DATA
-
-    folder = DATA / "scmageck_mcf10a"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        stored = rdata.read_rds(folder / "singles_dox_mki67_v3.RDS").assays["RNA"].counts
-    X, genes = _matrix(stored)
-    cells = [str(name) for name in stored.Dimnames[1]]
-
-    guides = pd.read_csv(folder / "barcode_rec.txt", sep="\t")
-    umis = guides.groupby(["cell", "gene", "barcode"])["umi_count"].sum().reset_index()
-    share = umis["umi_count"] / umis.groupby("cell")["umi_count"].transform("sum")
-    gene = umis[share > 0.8].set_index("cell")["gene"]
-    known = [cell if cell in gene.index else f"{cell}-1" for cell in cells]
-    label = gene.reindex(known).replace("NonTargetingControlGuideForHuman", "non-targeting")
-    keep = label.notna().to_numpy() & (np.asarray(X.sum(0)).ravel() > 0)
-    obs = pd.DataFrame(dict(gene=label.to_numpy(object)), known)[keep]
-    counts = sp.csr_matrix(X.T[keep], dtype=np.float32)
-    return ad.AnnData(counts, obs.astype(str), pd.DataFrame(index=genes))

@@ -37,6 +37,8 @@ from gpovae.data.prepare import prepare, prepare_file
 from gpovae.data.screen import Key, Screen
 from gpovae.data.steps import stale
 
+from annotated import STEPS
+
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("files")]
 QUICK = dict(doublets=False, progress=False)
 # four blocks of cells; the rank-sum test takes its genes in two parts
@@ -56,18 +58,6 @@ def given_rho():
 def small_blocks(monkeypatch):
     monkeypatch.setattr(gpovae.data.blocks, "BLOCK", BLOCK)
     monkeypatch.setattr(gpovae.data.rank_sum, "BLOCK", PART)
-
-
-STEPS = (
-    "quality_labels",
-    "stable_size_factor",
-    "split_cells",
-    "_drop_unusable",
-    "graph_nodes",
-    "match_controls",
-    "node_responses",
-    "judge_perturbations",
-)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from annotated import annotated, raw
 
 import gpovae.data.energy as module
 from gpovae.core.errors import GpovaeError
@@ -29,6 +28,8 @@ from gpovae.data.split import split_cells
 from gpovae.data.strong import strong_cells
 from gpovae.data.summary import summary_from_data
 from gpovae.data.verdict import own_target, perturbation_table, verdict
+
+from annotated import annotated, raw
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 

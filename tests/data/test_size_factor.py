@@ -25,20 +25,14 @@ from gpovae.data.screen import Key, Screen
 from gpovae.data.simulate import true_lfc
 from gpovae.data.steps import stale
 
+from annotated import STEPS
 from places import DATA, needs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAPALEXI = DATA / "papalexi2021_eccite" / "lowmoi_example_data.rda"
 TAPSEQ = DATA / "schraivogel2020_tapseq"
 NORMAN = DATA / "perturbench_devel"
-LATER = (
-    "split_cells",
-    "_drop_unusable",
-    "graph_nodes",
-    "match_controls",
-    "node_responses",
-    "judge_perturbations",
-)
+LATER = STEPS[2:]  # all after the size factor
 QUICK = dict(doublets=False, progress=False)
 
 

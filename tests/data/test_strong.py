@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from annotated import annotated, raw
 
 import gpovae.data.summary as module
 from gpovae.core.errors import GpovaeError
@@ -16,6 +15,7 @@ from gpovae.data.simulate import simulated
 from gpovae.data.strong import strong_cells, strong_rows
 from gpovae.data.summary import perturbation_name, read_summary, summary_from_data
 
+from annotated import annotated, raw
 from places import DATA, needs
 
 warnings.filterwarnings("ignore", category=FutureWarning)

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from annotated import annotated, raw
 from scipy.stats import binom
 
 import gpovae
@@ -16,8 +15,8 @@ from gpovae.data.responses import Responses
 from gpovae.data.screen import Key
 from gpovae.data.verdict import LEVEL, PERMUTATIONS, Moments, normal_score, perturbation_table
 
+from annotated import annotated, raw
 from places import DATA, needs
-from screens import eccite, mcf10a
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 
@@ -221,11 +220,20 @@ def test_old_files_without_kinds_are_knockdowns():
 # real screens
 
 
+def published(name):
+    "A screen of the registry, with the settings that come with it."
+    known = prepare_arguments(name)
+    keep = ("batch_key", "guide_key")
+    a = gpovae.datasets.load(name, progress=False)
+    a.obs["gene"] = a.obs[known["perturbation_key"]].astype(str)
+    a.obs["gene"] = a.obs["gene"].replace(known["control"], "non-targeting")
+    return annotated(a, **{k: v for k, v in known.items() if k in keep})
+
+
 @needs(DATA / "papalexi2021_eccite")
 def test_knockouts_of_papalexi():
     pytest.importorskip("rdata")
-    a = annotated(eccite(), batch_key="rep", guide_key="guide", perturbation_type="knockout")
-    table = perturbation_table(a)
+    table = perturbation_table(published("papalexi2021"))
     nothing = ["ATF2", "CD86", "CAV1", "MARCH8", "TNFRSF14", "UBE2L6", "CMTM6"]
     strong = ["IFNGR1", "IFNGR2", "JAK2", "STAT1", "SMAD4", "IRF1"]
     assert (table.worked[nothing] == "no").all() and (table.worked[strong] == "yes").all()
@@ -236,18 +244,8 @@ def test_knockouts_of_papalexi():
 @needs(DATA / "scmageck_mcf10a")
 def test_tp53_of_scmageck_worked():
     pytest.importorskip("rdata")
-    table = perturbation_table(annotated(mcf10a(), perturbation_type="knockout"))
+    table = perturbation_table(published("scmageck_mcf10a"))
     assert table.worked["TP53"] == "yes" and table.others_p["TP53"] <= 0.001
-
-
-def published(name):
-    "A screen of the registry, with the settings that come with it."
-    known = prepare_arguments(name)
-    keep = ("batch_key", "size_factor_exclude")
-    a = gpovae.datasets.load(name, progress=False)
-    a.obs["gene"] = a.obs[known["perturbation_key"]].astype(str)
-    a.obs["gene"] = a.obs["gene"].replace(known["control"], "non-targeting")
-    return annotated(a, **{k: v for k, v in known.items() if k in keep})
 
 
 @needs(DATA / "schraivogel2020_tapseq")
