@@ -364,7 +364,6 @@ def test_printed_places_are_taken_out(tmp_path):
 
 
 def test_readme_figures_are_those_measured():
-    import json
 
     measured = {
         name: json.loads((book.ROOT / f"benchmarks/{name}.json").read_text())
@@ -391,26 +390,6 @@ def test_readme_figures_are_those_measured():
         if r["method"] == "corrected"
     )
     assert f"ahead by {abs(mean['shrunken training mean'] - mean['corrected']):.3f}" in text
-
-
-def test_the_readme_says_what_the_demo_reached():
-    measured = json.loads((ROOT / "benchmarks/demo.json").read_text())
-    response = measured["scores"]["response"]
-    names = ("model", "training mean", "shrunken training mean")
-    effects = [response[name]["ate_rho"] for name in names]
-    effects.append(measured["scores"]["ceiling"]["ceiling"])
-
-    truth = measured["truth"]
-    names = ("gpovae", "mean difference", "inverse x z-score")
-    network = [truth["auprc"][name] for name in names] + [truth["chance"]]
-
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = {
-        "simulated screen of `make demo`, one seed": effects,
-        "network of the simulated screen": network,
-    }
-    for row, values in rows.items():
-        assert f"| {row} | {' | '.join(f'{v:.2f}' for v in values)} |" in readme
 
 
 def test_benchmarks_start_as_documented():
