@@ -9,6 +9,7 @@ __all__ = ['GPOVAE']
 # %% ../nbs/api/10_api.ipynb #efce37e9
 import copy
 import json
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -37,6 +38,7 @@ from .network.explain import explain as explain_effect
 from .network.export import as_networkx, node_table, store_network, write_network
 from .network.prior import read_prior
 from .train.build import Built, build
+from .train.checkpoint import is_resumable
 from .train.checks import check_perturbations, check_screen
 from .train.distributed import group
 from .train.loop import fit
@@ -279,6 +281,7 @@ def train(
 # %% ../nbs/api/10_api.ipynb #452b8a07
 @patch
 def _train(self: GPOVAE, options: TrainOptions, directory, progress: bool) -> pd.DataFrame:
+    started = time.monotonic()
     screen = Screen(self._data())
     processes = group(options.devices, options.strategy)
     edges = self._known_edges(screen, options)
@@ -289,6 +292,7 @@ def _train(self: GPOVAE, options: TrainOptions, directory, progress: bool) -> pd
         progress=progress and processes.rank == 0,
         prior=edges and _edge_frame(edges),
         prior_strength=options.prior_strength,
+        is_resumed=is_resumable(directory),
     )
     history = fit(
         built.vae,
@@ -299,6 +303,7 @@ def _train(self: GPOVAE, options: TrainOptions, directory, progress: bool) -> pd
         directory=directory,
         progress=progress,
         others=dict(prior=edges and digest(json.dumps(edges))),
+        started=started,
         **vars(options),
     )
     if processes.rank > 0:

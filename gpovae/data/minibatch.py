@@ -233,6 +233,8 @@ class Loader:
         self.rank = rank
         self.world = world
         self.epoch = 0
+        self.skip = 0  # batches of the next epoch that are left out: they were given before
+        self.began = None  # state of the random numbers when the epoch began
         stops = range(batch_size, len(cells), batch_size)
         # fewer cells than processes are no batch of their own
         self.stops = stops[:-1] if len(stops) and len(cells) - stops[-1] < world else stops
@@ -245,10 +247,13 @@ class Loader:
 
     def __iter__(self):
         self.epoch += 1  # when the first batch is asked for
+        skip, self.skip = self.skip, 0
+        if self.shuffle:
+            self.began = self.order.generator.get_state()
         if isinstance(self.cells.X, DiskRows):
-            yield from ahead(self._from_disk(self._windows()), 2)
+            yield from ahead(self._from_disk(self._windows(), skip), 2)
         else:
-            yield from map(self._part, np.split(self._shuffled(), self.stops))
+            yield from map(self._part, np.split(self._shuffled(), self.stops)[skip:])
 
 # %% ../../nbs/data/95_minibatch.ipynb #0e61efdf
 @patch
@@ -267,11 +272,19 @@ def _windows(self: Loader) -> list[np.ndarray]:
     return list(windows(X, rng))
 
 
+def _without_first(order: list[np.ndarray], n: int) -> list[np.ndarray]:
+    "Windows without their first n cells."
+    stops = np.cumsum([len(window) for window in order])
+    kept = (window[max(n - stop + len(window), 0) :] for window, stop in zip(order, stops))
+    return [window for window in kept if len(window)]
+
+
 @patch
-def _from_disk(self: Loader, order: list[np.ndarray]) -> Iterator[Batch]:
-    "Batches of an epoch, read window by window (see `gpovae.data.stream`)."
+def _from_disk(self: Loader, order: list[np.ndarray], skip: int) -> Iterator[Batch]:
+    "Batches of an epoch after the first `skip`, read window by window (`gpovae.data.stream`)."
     X = self.cells.X
-    pieces = np.split(np.concatenate(order), self.stops)
+    pieces = np.split(np.concatenate(order), self.stops)[skip:]
+    order = _without_first(order, sum(map(len, order)) - sum(map(len, pieces)))
     spans = [self._span(len(i)) for i in pieces]
     counts = dense_pieces(ahead(X[i] for i in order), map(len, pieces), spans)
     yield from map(self._part, pieces, counts)

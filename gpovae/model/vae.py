@@ -28,7 +28,7 @@ class Architecture:
     latent: int = option(100, "Size L of the basal latent.")
     basal: tuple[int, int] = option((200, 1), "Width and hidden layers of the basal encoder.")
     embedding: tuple[int, int] = option((400, 4), "Of the embedding and artifact encoders.")
-    decoder: tuple[int, int] = option((400, 3), "Of the decoder.")
+    decoder: tuple[int, int] = option((400, 2), "Of the decoder.")
     network_prior: bool = option(
         True, "Perturbation latent around what the network says; False: masked, as published."
     )

@@ -64,9 +64,14 @@ def _network_prior(edges: pd.DataFrame | None, strength: float, nodes: pd.Index)
     return _NetworkPrior(matrix, strength)
 
 # %% ../../nbs/train/10_build.ipynb #12ecd815
+def _is_fitted(settings: Settings) -> bool:
+    "Does the network start from a fit of the table of responses?"
+    return settings.accumulation == "effects" and settings.alignment_target == "responses"
+
+# %% ../../nbs/train/10_build.ipynb #fd5329e4
 def _fit(responses, settings, prior, seed, progress):
     "The fit that the network starts from; None where the objective wants none."
-    if settings.accumulation != "effects" or settings.alignment_target != "responses":
+    if not _is_fitted(settings):
         return None
     return fit_network(
         responses,
@@ -201,6 +206,30 @@ class Built(NamedTuple):
     labels: list[str]
     batches: list[str]
 
+# %% ../../nbs/train/10_build.ipynb #4059f445
+def _untrained(screen, settings, cells, responses) -> VAE:
+    vae = assemble(
+        settings,
+        len(screen.genes),
+        screen.nodes,
+        _buffers(responses, cells),
+        len(cells.batches),
+        screen.size_factor,
+    )
+    # weights belong to a gene by its name
+    vae.deal_weights(torch.from_numpy(screen.gene_order))
+    return vae
+
+# %% ../../nbs/train/10_build.ipynb #8c3c1176
+def _start(vae, screen, settings, cells, fit, *, progress) -> None:
+    "Give a model everything that it starts from."
+    if fit is not None:
+        vae.grn.start_from(*fit[:3])
+        vae.perturbations.settle(fit.dose)
+    _start_scale(vae, screen, cells, settings.scale_floor, progress)
+    if settings.target_dispersion:
+        _start_dispersion(vae, cells)
+
 # %% ../../nbs/train/10_build.ipynb #85d8f12c
 def build(
     screen: Screen,
@@ -210,6 +239,7 @@ def build(
     progress: bool = False,
     prior: pd.DataFrame | None = None,
     prior_strength: float = 0.0,
+    is_resumed: bool = False,
 ) -> Built:
     """A model for this screen, initialised from its training cells.
 
@@ -227,6 +257,8 @@ def build(
         Known edges: source, target, sign.
     prior_strength : float, default 0.0
         How many confirmed edges that list is worth before the screen is looked at.
+    is_resumed : bool, default False
+        The weights will come from the state of a training: nothing is fitted and no count is read.
 
     Returns
     -------
@@ -241,27 +273,11 @@ def build(
     torch.manual_seed(seed)
     cells = Cells(screen, "train")
     responses = model_responses(screen, cells.labels)
-    edges = _network_prior(prior, prior_strength, screen.nodes.index)
-    fit = _fit(responses, settings, edges, seed, progress)
-    return _assembled(screen, settings, cells, responses, fit, progress=progress)
-
-# %% ../../nbs/train/10_build.ipynb #4059f445
-def _assembled(screen, settings, cells, responses, fit, *, progress) -> Built:
-    "The model with everything that it starts from."
-    vae = assemble(
-        settings,
-        len(screen.genes),
-        screen.nodes,
-        _buffers(responses, cells),
-        len(cells.batches),
-        screen.size_factor,
-    )
-    # weights belong to a gene by its name
-    vae.deal_weights(torch.from_numpy(screen.gene_order))
-    if fit is not None:
-        vae.grn.start_from(*fit[:3])
-        vae.perturbations.settle(fit.dose)
-    _start_scale(vae, screen, cells, settings.scale_floor, progress)
-    if settings.target_dispersion:
-        _start_dispersion(vae, cells)
+    vae = _untrained(screen, settings, cells, responses)
+    if not is_resumed:
+        edges = _network_prior(prior, prior_strength, screen.nodes.index)
+        fit = _fit(responses, settings, edges, seed, progress)
+        _start(vae, screen, settings, cells, fit, progress=progress)
+    elif _is_fitted(settings):
+        vae.grn.edge_logit.requires_grad_(False)  # as after a fit
     return Built(vae, cells.labels, cells.batches)

@@ -29,7 +29,7 @@ from ..data.screen import Screen
 from ..model.fused import use_compiled
 from ..model.presets import Settings
 from ..model.vae import VAE
-from .checkpoint import Checkpoint, fingerprint, is_in_file_order
+from .checkpoint import Checkpoint, ends_after_a_step, fingerprint, is_in_file_order
 from .cost import announce, cost, in_bf16, in_seconds
 from .distributed import Group, group
 from .options import TrainOptions
@@ -114,7 +114,7 @@ def _set_up(vae, cells, settings, options: TrainOptions, *, start, directory, pr
     checkpoint = Checkpoint(loaders[0], settings.patience, directory)
     timer = _timer(in_seconds(options.max_time), start)
 
-    callbacks = [checkpoint, *timer]
+    callbacks = [*timer, checkpoint]  # which writes the state when time is over
     if progress and processes.rank == 0:
         callbacks.append(Progress())
     trainer = _trainer(
@@ -171,6 +171,15 @@ def _quiet_and_exact(n_genes: int):
         torch.use_deterministic_algorithms(exact)
 
 # %% ../../nbs/train/40_loop.ipynb #abf4d810
+def _reached(training: _Training) -> str:
+    "What was resumed: epochs and steps; nothing at the start."
+    history = training.loop.history
+    skipped = training.checkpoint.loader.skip
+    epoch = f"epoch {len(history) - 1}" if history else ""
+    step = f"step {skipped} of epoch {len(history)}" if skipped else ""
+    return step or epoch
+
+# %% ../../nbs/train/40_loop.ipynb #15ce48d7
 def _announce(training: _Training, limit: float | None) -> None:
     "Measure the cost, in every process; the first one shows it."
     loop, processes = training.loop, training.processes
@@ -181,24 +190,25 @@ def _announce(training: _Training, limit: float | None) -> None:
     line = announce(measured, remaining, limit, processes.world)
     if processes.rank > 0:
         return
-    if loop.history:
-        last, path = len(loop.history) - 1, training.checkpoint.path
-        print(f"training: goes on after epoch {last}, from {path}", file=sys.stderr)
+    if where := _reached(training):
+        print(f"training: goes on after {where}, from {training.checkpoint.path}", file=sys.stderr)
     print(line, file=sys.stderr)
 
 # %% ../../nbs/train/40_loop.ipynb #3b78b728
 def _run(training: _Training) -> str:
     "Train; how it ended, a key of `ENDS`."
+    checkpoint = training.checkpoint
     try:
-        training.trainer.fit(training.loop, *training.loaders)
+        with ends_after_a_step(checkpoint, training.processes.world):
+            training.trainer.fit(training.loop, *training.loaders)
     except SystemExit:  # what Lightning makes of Ctrl-C
-        if training.checkpoint.best is None:
+        if checkpoint.best is None:
+            kept = "its state is kept" if checkpoint.path else "there is nothing to keep"
             raise KeyboardInterrupt(
-                "Training was interrupted before the first epoch was complete: there is nothing to"
-                " keep."
+                f"Training was interrupted before the first epoch was complete: {kept}."
             ) from None
         return "interrupt"
-    if training.checkpoint.stopped:
+    if checkpoint.stopped:
         return "patience"
     if any(timer.time_remaining() <= 0 for timer in training.timer):
         return "max_time"
@@ -216,6 +226,7 @@ def fit(
     directory: str | Path | None = None,
     progress: bool = True,
     others: dict | None = None,
+    started: float | None = None,
     **options,
 ) -> pd.DataFrame:
     """Train until the held-out criterion stops improving.
@@ -230,6 +241,8 @@ def fit(
         Say what it will cost, and show progress.
     others : dict, optional
         What else decided the model, such as a prior: part of the fingerprint of its state.
+    started : float, optional
+        `time.monotonic()` from which on `max_time` counts; None: now.
 
     Returns
     -------
@@ -244,7 +257,7 @@ def fit(
     options = TrainOptions(**options)
     if options.max_epochs is not None and options.max_epochs < 1:
         raise GpovaeError(f"max_epochs is {options.max_epochs}; at least one epoch is needed.")
-    start = time.monotonic()
+    start = time.monotonic() if started is None else started
     with _quiet_and_exact(len(screen.genes)):
         names = dict(labels=labels, batches=batches)
         order = dict(seed=options.seed, file_order=is_in_file_order(directory))

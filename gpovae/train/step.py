@@ -7,9 +7,6 @@ same noise in every epoch, so that two epochs differ by their weights and by not
 __all__ = ['TrainingLoop']
 
 # %% ../../nbs/train/33_step.ipynb #cdce2c7c
-import signal
-import threading
-
 import pytorch_lightning as pl
 import torch
 from fastcore.basics import patch
@@ -179,13 +176,6 @@ def validation_step(self: TrainingLoop, batch: Batch, _):
     generator = self.noise if self.settings.validation == "total" else self.fixed
     noise = draw(self.vae, batch, self.settings, generator)
     self._terms("validation", batch, noise, self.counts)
-
-# %% ../../nbs/train/33_step.ipynb #2e572bed
-@patch
-def on_train_start(self: TrainingLoop):
-    # a cluster announces its time limit by SIGTERM, which then ends a run as Ctrl-C does
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 # %% ../../nbs/train/33_step.ipynb #238e5d63
 @patch

@@ -442,3 +442,22 @@ def test_no_metric_is_forgotten():
         assert sum(re.match(p, key) is not None for p in METRICS) == 1, key
     for file, name in (t.split("::") for t in METRICS.values() if t):
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
+
+
+def test_preset_has_the_published_architecture():
+    "Basal encoder 1 x 400, embedding and artifact encoders 4 x 400, decoder 2 x 400 (model.md)."
+    settings = make_settings("paper")
+    empty = ResponseBuffers.empty([[0]], 2)
+    vae = VAE(5, torch.arange(2), GRN(2, signed=False), empty, **settings.architecture())
+    widths = {
+        name: [layer.out_features for layer in hidden.layers]
+        for name, hidden in dict(
+            basal=vae.basal_encoder.hidden,
+            embedding=vae.embedding_encoder.hidden,
+            artifact=vae.artifact_encoder.hidden,
+            decoder=vae.decoder,
+        ).items()
+    }
+    assert widths == dict(
+        basal=[400], embedding=[400] * 4, artifact=[400] * 4, decoder=[400] * 2
+    ), widths

@@ -12,9 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
@@ -25,13 +27,13 @@ import gpovae
 from gpovae import GPOVAE, GpovaeError
 from gpovae.app.cli import main
 from gpovae.core.provenance import complete
-from gpovae.data import matching, pipeline, prepare, quality
+from gpovae.data import matching, pipeline, prepare, quality, stream
 from gpovae.data.files import open_screen
-from gpovae.train import checkpoint
+from gpovae.train import build, checkpoint
 from gpovae.train.checkpoint import STATE, Checkpoint
 from gpovae.train.step import TrainingLoop
 
-# the second test goes on with the run that the first one leaves
+# one process prepares the screen for all
 pytestmark = pytest.mark.xdist_group("interruption")
 SMALL = dict(latent=4, basal=(16, 1), embedding=(16, 2), decoder=(16, 2), batch_size=64)
 OPTIONS = [
@@ -269,7 +271,7 @@ def test_killed_preparations_go_on_and_reports_leave_nothing(place):
         "--no-doublets",
         "--quiet",
     ]
-    shutil.copytree(place / "whole", place / "told")
+    train(ad.read_h5ad(place / "screen.h5ad"), epochs=1).save(place / "told")
     *killed, last, report = died(
         place,
         [
@@ -335,11 +337,15 @@ def train(adata, directory=None, cuts=(), preset="corrected", epochs=7, seed=0, 
     return model
 
 
-def same(a, b):
+def same_weights(a, b):
     for (name, w), other in zip(
         a.vae.state_dict().items(), b.vae.state_dict().values(), strict=True
     ):
         assert w.numpy().tobytes() == other.numpy().tobytes(), name
+
+
+def same(a, b):
+    same_weights(a, b)
     pd.testing.assert_frame_equal(a.history, b.history, check_exact=True)
     assert a.ended == b.ended and all(
         (x == y).all() for x, y in zip(a.residual, b.residual, strict=True)
@@ -373,6 +379,89 @@ def test_going_on_gives_the_same_bits(place, tmp_path, kind):
     same(one, train(adata, tmp_path, **how))  # it had ended: nothing is trained
     other.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == RUN
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    "The state is written after every step."
+    write = Checkpoint._write
+
+    def write_and_be_due(self, *parts, **header):
+        write(self, *parts, **header)
+        self.due = self.due_within = 0.0
+
+    monkeypatch.setattr(Checkpoint, "_write", write_and_be_due)
+    monkeypatch.setattr(checkpoint, "WITHIN", 0)
+
+
+@pytest.mark.parametrize("kind", ["in memory", "on disk", "windows", "paper"])
+def test_an_epoch_goes_on_where_it_was_cut(place, tmp_path, monkeypatch, every_step, kind):
+    if kind == "windows":
+        monkeypatch.setattr(stream, "BLOCK", 2**8)
+        monkeypatch.setattr(stream, "WINDOW", 2**11)
+    opened = ad.read_h5ad if kind in ("in memory", "paper") else open_screen
+    adata = opened(place / "screen.h5ad")
+    how = dict(preset="paper") if kind == "paper" else {}
+
+    one = train(adata, epochs=3, **how)
+    with monkeypatch.context() as patched:
+        # all that is resumed begins in the middle of an epoch
+        patched.setattr(Checkpoint, "_write_epoch", lambda *_: None)
+        other = train(adata, tmp_path, (0, 1, 2), epochs=3, **how)
+    same(one, other)
+    assert checkpoint._open_state(tmp_path / STATE).steps == 4  # of five in an epoch
+
+
+def test_a_fitted_network_is_not_fitted_again(place, tmp_path, monkeypatch):
+    adata = ad.read_h5ad(place / "screen.h5ad")
+    fitted = []
+    fit = build.fit_network
+    monkeypatch.setattr(build, "fit_network", lambda *a, **k: fitted.append(1) or fit(*a, **k))
+    one = train(adata, epochs=2)
+    other = train(adata, tmp_path, (0, 0), epochs=2)
+    same(one, other)
+    assert len(fitted) == 2  # one for each training
+
+
+def test_max_time_within_the_first_epoch(place, tmp_path, monkeypatch):
+    adata = ad.read_h5ad(place / "screen.h5ad")
+    fit = build.fit_network
+
+    def slow_fit(*arguments, **options):
+        found = fit(*arguments, **options)
+        time.sleep(1.5)
+        return found
+
+    monkeypatch.setattr(build, "fit_network", slow_fit)
+    model = GPOVAE(adata, **SMALL)
+    start = time.monotonic()
+    # over before the first step: fitting the network counts
+    model.train(max_epochs=2000, progress=False, directory=tmp_path, max_time="1.5s")
+    assert model.ended["by"] == "max_time" and len(model.history) == 1
+    assert time.monotonic() - start < 60
+    assert np.isfinite(model.predict().X).all()
+    assert checkpoint._open_state(tmp_path / STATE).steps == 1
+    monkeypatch.undo()
+    same(train(adata, epochs=2), train(adata, tmp_path, epochs=2))
+
+
+def test_ctrl_c_in_the_first_epoch_keeps_the_state(place, tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(TrainingLoop, "training_step", TrainingLoop.training_step)
+    in_epoch(0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    line = ["train", str(place / "screen.h5ad"), "--out", str(tmp_path / "run"), *OPTIONS]
+    result = CliRunner().invoke(main, line)
+    assert result.exit_code == 130, result.output
+    assert "its state is kept. To go on: gpovae train" in result.output
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [STATE]
+    assert checkpoint._open_state(tmp_path / "run" / STATE).steps == 2
+    # Lightning leaves SIGINT ignored
+    assert signal.getsignal(signal.SIGINT) is handler
+    monkeypatch.undo()
+
+    assert CliRunner().invoke(main, line).exit_code == 0
+    alone = train(ad.read_h5ad(place / "screen.h5ad"), epochs=6)
+    same_weights(alone, GPOVAE.load(tmp_path / "run", data=False))
 
 
 def test_another_training_is_not_gone_on_with(place, tmp_path):
@@ -428,7 +517,7 @@ def test_what_the_state_costs(place, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", lambda *a: __import__("time").sleep(0.05))
     monkeypatch.setattr(os, "replace", lambda *a: None)
     train(ad.read_h5ad(place / "screen.h5ad"), tmp_path, epochs=8)
-    assert len(times) == 2  # after the first epoch, and at the end
+    assert len(times) == 3  # before the first epoch, after it, and at the end
 
 
 def test_ctrl_c_says_how_to_go_on(place, tmp_path, monkeypatch):
