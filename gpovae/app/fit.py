@@ -10,6 +10,7 @@ __all__ = ['prepare', 'datasets', 'train', 'sweep']
 import json
 import shlex
 import sys
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,25 +124,17 @@ def datasets(quiet):
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b0007
 def _open(path: Path, on_disk: bool | None, settings, quiet: bool):
-    """The prepared screen; its counts stay on disk where `on_disk` is true.
+    "The prepared screen; None decides by the memory that is free (`gpovae.train.memory`)."
+    from gpovae.core.memory import free_memory
+    from gpovae.data.files import open_screen, read_screen
+    from gpovae.train.memory import choose, sizes
 
-    None leaves them there if they would take more than half of the available memory.
-    """
-    import psutil
-
-    from gpovae.data.files import open_screen, read_screen, unpacked_size
-
-    need = unpacked_size(path)
-    available = psutil.virtual_memory().available
-    if on_disk is None:
-        # two settings need all cells at hand
-        streams = settings.partner != "median" and settings.alignment_target != "cells"
-        on_disk = need > available / 2 and streams
+    choice = choose(sizes(path), settings, free_memory(), on_disk)
     if not quiet:
-        place = "Counts stay on disk" if on_disk else "Counts are read into memory"
-        sizes = f"{need / 2**30:.2g} of the {available / 2**30:.2g} GiB available"
-        click.echo(f"{place}: they would take {sizes}.", err=True)
-    return open_screen(path) if on_disk else read_screen(path)
+        click.echo(choice.line, err=True)
+    if choice.too_much:
+        warnings.warn(choice.too_much)
+    return open_screen(path) if choice.on_disk else read_screen(path)
 
 # %% ../../nbs/app/30_fit.ipynb #fab5150c
 def _model(prepared: Path, quiet: bool, *, preset: str, settings: tuple, on_disk: bool | None):
@@ -311,8 +304,8 @@ _set_option = click.option(
 _on_disk_option = click.option(
     "--on-disk/--in-memory",
     default=None,
-    help="Leave the counts on disk while training; if not said, where they would take more than"
-    " half of the available memory.",
+    help="Leave the counts on disk while training; if not said, where training with them in memory"
+    " would take more than 70 % of what is free.",
 )
 _train_options = options_of(
     TrainOptions,

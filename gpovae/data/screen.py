@@ -10,6 +10,7 @@ __all__ = ['SPLITS', 'Key', 'Screen']
 import anndata as ad
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from fastcore.basics import patch
 
 from ..core.errors import GpovaeError
@@ -97,11 +98,22 @@ class Screen:
         self.adata = adata
 
 # %% ../../nbs/data/15_screen.ipynb #feb76bf3
+def _of_one_width(X):
+    "A CSR matrix with integers of one width: SciPy would widen one of its arrays in every cut."
+    is_csr = sp.issparse(X) and X.format == "csr"
+    if not is_csr or X.indptr.dtype == X.indices.dtype or X.nnz >= 2**31:
+        return X
+    same = sp.csr_matrix(X.shape, dtype=X.dtype)
+    same.data, same.indices = X.data, X.indices  # not copied
+    same.indptr = X.indptr.astype(X.indices.dtype)
+    return same
+
+
 @patch(as_prop=True)
 def counts(self: Screen):
     "Raw UMI counts (cells, genes), sparse or dense, in memory or on disk: `counts[rows]`."
     layer = self.adata.uns[Key.screen]["layer"]
-    return self.adata.layers[layer] if layer else self.adata.X
+    return _of_one_width(self.adata.layers[layer] if layer else self.adata.X)
 
 # %% ../../nbs/data/15_screen.ipynb #215f43ac
 @patch(as_prop=True)

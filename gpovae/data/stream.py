@@ -33,12 +33,20 @@ class _Entries(NamedTuple):
 
 # %% ../../nbs/data/12_stream.ipynb #8f45b148
 @numba.njit(nogil=True, cache=True)
+def _copy_stretch(source, begin, length, target, begin_there):
+    # an unsigned position cannot be meant from the end, which would be asked for every count
+    here, there = np.uint64(begin), np.uint64(begin_there)
+    for k in range(np.uint64(length)):
+        target[there + k] = source[here + k]
+
+
+@numba.njit(nogil=True, cache=True)
 def _copy_rows(block, begin, length, target, begin_there):
     "Copy the stretches of some cells from a block to their places."
     for row in range(len(begin)):
-        for k in range(length[row]):
-            target.counts[begin_there[row] + k] = block.counts[begin[row] + k]
-            target.genes[begin_there[row] + k] = block.genes[begin[row] + k]
+        place = (begin[row], length[row])
+        _copy_stretch(block.counts, *place, target.counts, begin_there[row])
+        _copy_stretch(block.genes, *place, target.genes, begin_there[row])
 
 # %% ../../nbs/data/12_stream.ipynb #93afa9dd
 def _check_order(X, file) -> None:
@@ -140,6 +148,33 @@ def __getitem__(self: DiskRows, i) -> sp.csr_matrix:
 
     return sp.csr_matrix((target.counts, target.genes, indptr), shape=(len(i), self.shape[1]))
 
+# %% ../../nbs/data/12_stream.ipynb #e83d87cb
+def _cut(X: sp.csr_matrix, rows: np.ndarray) -> sp.csr_matrix:
+    "Some cells of a matrix in memory, in any order."
+    begin = X.indptr[rows].astype(np.int64)
+    length = X.indptr[rows + 1] - begin
+    indptr = np.append(0, np.cumsum(length))
+    target = _Entries(np.empty(indptr[-1], X.dtype), np.empty(indptr[-1], X.indices.dtype))
+    _copy_rows(_Entries(X.data, X.indices), begin, length, target, indptr)
+    # SciPy looks through all of them to see whether a smaller integer would do
+    indptr = indptr.astype(X.indices.dtype if indptr[-1] < 2**31 else np.int64, copy=False)
+    return sp.csr_matrix((target.counts, target.genes, indptr), shape=(len(rows), X.shape[1]))
+
+# %% ../../nbs/data/12_stream.ipynb #f3427657
+class MemoryRows:
+    "Counts of some cells of a matrix in memory, which is not copied; indexed like `DiskRows`."
+
+    def __init__(self, X, rows):
+        self.X = X  # (cells, genes) array or CSR
+        self.rows = np.asarray(rows)
+        self.shape = (len(self.rows), X.shape[1])
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, i):
+        return _cut(self.X, self.rows[i]) if sp.issparse(self.X) else self.X[self.rows[i]]
+
 # %% ../../nbs/data/12_stream.ipynb #de73f25b
 def by_cell(X, rows=None):
     """The counts of some cells, in memory or on disk.
@@ -147,13 +182,13 @@ def by_cell(X, rows=None):
     Parameters
     ----------
     X : array, sparse matrix or dataset on disk, (cells, genes)
-        Counts.
+        Counts. Only those that lie by gene (CSC) in memory are copied.
     rows : array of int, optional
         Positions of cells, in ascending order. None takes all, as they are.
 
     Returns
     -------
-    array, csr_matrix or DiskRows
+    array, csr_matrix, MemoryRows or DiskRows
         Gives cells by position.
     """
     # AnnData would read those on disk cell by cell
@@ -161,8 +196,12 @@ def by_cell(X, rows=None):
         return DiskRows(X, rows)
     if rows is None:
         return X
-    X = X if len(rows) == X.shape[0] else X[rows]
-    return X.tocsr() if sp.issparse(X) else X
+    if sp.issparse(X) and X.format != "csr":
+        return X[rows].tocsr()
+    if len(rows) == X.shape[0]:
+        return X
+    # a dense matrix on disk, or one that AnnData shows a part of, gives ascending positions only
+    return MemoryRows(X, rows) if sp.issparse(X) or type(X) is np.ndarray else X[rows]
 
 # %% ../../nbs/data/12_stream.ipynb #661c677f
 def n_windows(X: DiskRows) -> int:
