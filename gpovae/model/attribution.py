@@ -109,9 +109,9 @@ class CutGRN(GRN):
         "(n, n) W."
         return self.W
 
-    def probability(self) -> torch.Tensor:
-        "(n, n) of each edge, before the cut."
-        return self.seen
+    def probability(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        "(R, n) of each edge, before the cut."
+        return self.seen[rows]
 
 # %% ../../nbs/model/95_attribution.ipynb #a093b807
 def _check_edges(vae: VAE, nodes: pd.DataFrame, edges: list[tuple[str, str]]) -> None:

@@ -50,7 +50,7 @@ def objective_terms(
         # a cell and its partner in one basal state
         "counterfactual": beta * counterfactual(vae, batch, posterior, settings, partner_noise),
         # the network and the measured responses
-        "alignment": lambda_align * alignment_error(vae, batch, posterior.nodes, settings),
+        "alignment": lambda_align * alignment_error(vae, batch, posterior, settings),
         "sparsity": lambda_s * vae.grn.sparsity(),
         # priors of V and B
         **weight_priors(vae, settings),
@@ -351,11 +351,14 @@ def counterfactual(
 
 # %% ../../nbs/model/60_objective.ipynb #ed11274f
 def alignment_error(
-    vae: VAE, batch: Batch, nodes: torch.Tensor, settings: Settings
+    vae: VAE, batch: Batch, posterior: Posterior, settings: Settings
 ) -> torch.Tensor:
     "What the network predicts, against the table or against each cell; unweighted."
+    nodes = posterior.nodes
     if settings.accumulation == "effects":
-        rows = vae.grn.predicted_lfc(nodes, vae.perturbations.dose)
+        rows = posterior.effects.lfc  # with a network prior the latent is around the same
+        if rows is None:
+            rows = vae.grn.predicted_lfc(nodes, vae.perturbations.dose)
     else:
         rows = vae.grn.accumulate(nodes)
     if settings.alignment_target == "responses":

@@ -161,15 +161,20 @@ class Effects(NamedTuple):
     q: Gaussian  # (S, U, n) posterior of E; with a network prior, of E minus its prior mean
     effect: torch.Tensor  # (S, U, n) sample from q
     latent: torch.Tensor  # (S, U, n) rows of the perturbation latent
+    lfc: torch.Tensor | None = None  # (U, n) what the network predicts, with a network prior
 
 # %% ../../nbs/model/40_vae.ipynb #064eb056
 @patch
 def expected_rows(self: VAE, nodes: torch.Tensor) -> torch.Tensor:
     "(U, n) log fold changes that the network expects of nodes (U,); of themselves, as measured."
-    known = self.perturbations
-    rows = self.grn.predicted_lfc(nodes, known.dose)
+    return _as_measured(self, nodes, self.grn.predicted_lfc(nodes, self.perturbations.dose))
+
+
+def _as_measured(vae: VAE, nodes: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    "Rows (U, n) that the network predicts of nodes; of themselves, as measured."
     # a transcript may tell nothing of the dose: that of a knockout
-    return rows.scatter(1, nodes[:, None], known.own_lfc[nodes, None].to(rows.dtype))
+    own_lfc = vae.perturbations.own_lfc[nodes, None]
+    return rows.scatter(1, nodes[:, None], own_lfc.to(rows.dtype))
 
 # %% ../../nbs/model/40_vae.ipynb #0f07d0d0
 @patch
@@ -177,7 +182,7 @@ def effects(self: VAE, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) 
     "Sample rows of the perturbation latent for nodes (U,) from noise u, eps (S, U, n)."
     is_self = F.one_hot(nodes, self.grn.n).to(eps.dtype)
     if self.network_prior:
-        mask = self.grn.probability()[nodes].expand_as(eps)
+        mask = self.grn.probability(nodes).expand_as(eps)
     else:
         mask = sample_mask(self.grn.edge_logit[nodes], u)
         if self.grn.signed:  # without self-edges a gene can still change itself
@@ -186,13 +191,12 @@ def effects(self: VAE, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) 
     q = self.embedding_encoder(mask, is_self)
     effect = q.sample(eps)
 
-    if self.network_prior:
-        # equation model.vae.2
-        latent = effect + self.expected_rows(nodes)
-    else:
+    if not self.network_prior:
         # equation model.vae.1
-        latent = mask * effect
-    return Effects(mask, q, effect, latent)
+        return Effects(mask, q, effect, mask * effect)
+    # equation model.vae.2
+    lfc = self.grn.predicted_lfc(nodes, self.perturbations.dose)
+    return Effects(mask, q, effect, effect + _as_measured(self, nodes, lfc), lfc)
 
 # %% ../../nbs/model/40_vae.ipynb #01a68a06
 @patch

@@ -222,6 +222,13 @@ def on_fit_start(self: Checkpoint, trainer, _):
     trainer.should_stop = self.stopped
 
 # %% ../../nbs/train/37_checkpoint.ipynb #18c10740
+def _as_parameter(moment: torch.Tensor, parameter: torch.Tensor, loop) -> torch.Tensor:
+    "A moment of Adam; of the edges that are listed, where it was written of all pairs."
+    if moment.dim() == 2 and parameter.dim() == 1:
+        return loop.vae.grn.listed.edges.gather(moment)
+    return moment
+
+
 @patch
 def on_train_start(self: Checkpoint, trainer, loop):
     "Put back what Lightning has made anew: the optimiser and the noise."
@@ -232,6 +239,7 @@ def on_train_start(self: Checkpoint, trainer, loop):
     state = adam.state_dict()
     for name, tensor in _part(self.tensors, "adam").items():
         parameter, moment = name.split(".")
+        tensor = _as_parameter(tensor, adam.param_groups[0]["params"][int(parameter)], loop)
         state["state"].setdefault(int(parameter), {})[moment] = tensor
     adam.load_state_dict(state)
     if "noise" in self.tensors:

@@ -281,10 +281,13 @@ def _train(training: _Training, limit: float | None, progress: bool, others: dic
     "Train, and take the best weights; how it ended."
     if training.checkpoint.path:
         _resume(training, others)
+    grn = training.loop.vae.grn
+    grn.list_edges()
     with use_compiled(training.compiled):
         if progress:
             _announce(training, limit)
         ended = _run(training)
+    grn.unlist_edges()
     if training.processes.rank == 0:
         training.loop.vae.load_state_dict(training.checkpoint.best)
     training.loop.vae.eval().requires_grad_(False).cpu()
