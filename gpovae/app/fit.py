@@ -133,7 +133,7 @@ def _open(path: Path, on_disk: bool | None, settings, quiet: bool):
     if not quiet:
         click.echo(choice.line, err=True)
     if choice.too_much:
-        warnings.warn(choice.too_much)
+        warnings.warn(choice.too_much, stacklevel=2)
     return open_screen(path) if choice.on_disk else read_screen(path)
 
 # %% ../../nbs/app/30_fit.ipynb #fab5150c
