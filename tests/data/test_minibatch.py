@@ -156,7 +156,7 @@ def drawn_partners(cells, seed):
 
     Perturbations in order, one call for the draws of each.
     """
-    X = cells.X.toarray()
+    X = cells.X[:].toarray()
     rng = np.random.default_rng(seed)
     out = np.zeros_like(X)
     for g in np.unique(cells.label):
@@ -188,7 +188,7 @@ def test_every_cell_gets_its_median_partner(prepared, seed):
 
 def test_every_cell_gets_its_mean_partner(prepared):
     cells = Cells(prepared, "train")
-    X = cells.X.toarray().astype(float)
+    X = cells.X[:].toarray().astype(float)
     batch = cells[np.arange(len(cells))]
     for i in range(0, len(cells), 20):
         pool = (cells.label == cells.label[i]) & (cells.fail != cells.fail[i])
