@@ -29,9 +29,15 @@ HEAVY = [
     "pytorch_lightning",
     "scanpy",
     "seaborn",
+    "skimage.filters",
+    "sklearn.ensemble",
     "sklearn.metrics",
     "torch",
     "gpovae.api",
+    "gpovae.data.prepare",
+    "gpovae.network.modules",
+    "gpovae.plots",
+    "tools.warm",  # found where pytest is started in the root; else every child warms itself
 ]
 
 
