@@ -13,6 +13,17 @@ if DATA.is_dir():
     os.environ.setdefault("GPOVAE_DATA", str(DATA))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forked_kernels():
+    "Reports run in kernels that need not import the libraries; those of a shell still do."
+    import kernels
+
+    with pytest.MonkeyPatch.context() as patched:
+        launch = "jupyter_client.provisioning.local_provisioner.launch_kernel"
+        patched.setattr(launch, kernels.launch_kernel)
+        yield
+
+
 @pytest.fixture(scope="session")
 def screen():
     "A raw simulated screen, small enough to train on in seconds."
