@@ -20,9 +20,14 @@ RECORDED = FIXTURES / "v0.3.0"
 
 
 @pytest.fixture(scope="module")
-def model(demo):
-    "The model of `gpovae demo`, seed 0."
-    return gpovae.GPOVAE.load(demo[0])
+def demo():
+    "The model that `gpovae demo` trains, seed 0."
+    adata = gpovae.datasets.load("simulated")
+    arguments = gpovae.datasets.prepare_arguments("simulated")
+    gpovae.prepare(adata, seed=0, progress=False, **arguments)
+    model = gpovae.GPOVAE(adata, **gpovae.datasets.entry("simulated").settings)
+    model.train(seed=0, progress=False)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +35,17 @@ def recorded():
     return np.load(RECORDED / "demo.npz", allow_pickle=False)
 
 
-@pytest.mark.xdist_group("demo")
-def test_effects_of_the_demo(model, recorded):
-    predicted = model.predict()
+def test_effects_of_the_demo(demo, recorded):
+    predicted = demo.predict()
     assert list(predicted.obs.perturbation) == list(recorded["names"])
     np.testing.assert_allclose(predicted.X, recorded["effect"], atol=1e-6)
     np.testing.assert_allclose(predicted.layers["spread"], recorded["spread"], atol=1e-6)
-    np.testing.assert_allclose(model.history.validation_loss, recorded["loss"], rtol=1e-6)
+    np.testing.assert_allclose(demo.history.validation_loss, recorded["loss"], rtol=1e-6)
 
 
-@pytest.mark.xdist_group("demo")
-def test_network_of_the_demo(model):
+def test_network_of_the_demo(demo):
     before = pd.read_csv(RECORDED / "demo_network.csv").set_index(["source", "target"])
-    today = model.network(min_probability=0).set_index(["source", "target"]).loc[before.index]
+    today = demo.network(min_probability=0).set_index(["source", "target"]).loc[before.index]
     for column in ("weight", "probability", "sign"):
         np.testing.assert_allclose(today[column], before[column], atol=1e-6)
 
@@ -60,10 +63,9 @@ def differences(today, before, path=""):
     return [] if today == before else [path]
 
 
-@pytest.mark.xdist_group("demo")
-def test_scores_of_the_demo(model):
+def test_scores_of_the_demo(demo):
     before = json.loads((RECORDED / "demo_scores.json").read_text())
-    today = json.loads(model.evaluate(seed=0).to_json())
+    today = json.loads(demo.evaluate(seed=0).to_json())
     assert not differences(today, before)
 
 
