@@ -13,6 +13,19 @@ if DATA.is_dir():
     os.environ.setdefault("GPOVAE_DATA", str(DATA))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What a module makes for its tests is made once.
+
+    Tests that use it run in one worker, beside those marked for the same group.
+    """
+    for item in items:
+        used = item._fixtureinfo.name2fixturedefs.values()
+        shared = any(f.scope == "module" for found in used for f in found)
+        if shared and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def forked_kernels():
     "Reports run in kernels that need not import the libraries; those of a shell still do."
@@ -67,3 +80,18 @@ def run_folder(tmp_path_factory, screen):
         result = CliRunner().invoke(main, [str(c) for c in command], catch_exceptions=False)
         assert result.exit_code == 0, result.output
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    "`gpovae demo` as it is, seed 0: its folder, and what it prints."
+    from click.testing import CliRunner
+
+    from gpovae.app.cli import main
+
+    folder = tmp_path_factory.mktemp("simulated") / "demo"
+    result = CliRunner().invoke(
+        main, ["demo", "--out", str(folder), "--quiet"], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    return folder, result.output

@@ -3,6 +3,8 @@ status 2, the culprit's name, no traceback, no file.
 """
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from click.testing import CliRunner
 
 from gpovae import GPOVAE, datasets
 from gpovae.app.cli import main
+from gpovae.core.errors import GpovaeError
 from gpovae.evaluate.response import METRICS
 
 pytestmark = pytest.mark.xdist_group("runs")  # one worker trains the small model for all
@@ -145,15 +148,27 @@ def test_same_seed_same_run(run_folder):
     assert not np.allclose(history["run"]["train_loss"], history["other"]["train_loss"])
 
 
-def test_demo(tmp_path):
-    status, text = gpovae("demo", "--out", tmp_path / "demo", "--max-epochs", 1, "--quiet")
-    assert status == 0, text
-    assert (
-        str(tmp_path / "demo/report.html") in text and "correlate with the observed ones at" in text
-    )
-    assert {"prepared.h5ad", "model.safetensors", "report.html", "report.json"} <= {
-        p.name for p in (tmp_path / "demo").iterdir()
-    }
+def test_demo_does_what_it_is_asked(tmp_path, screen, monkeypatch):
+    "What it leaves is looked at in tests/data/test_screens.py."
+    asked = {}
+
+    class Model:
+        def __init__(self, adata, **settings):
+            assert adata is screen
+
+        def train(self, **options):
+            asked["train"] = options
+            raise GpovaeError("far enough")
+
+    monkeypatch.setattr("gpovae.datasets.load", lambda name: screen)
+    monkeypatch.setattr("gpovae.prepare", lambda adata, **options: asked.update(prepare=options))
+    monkeypatch.setattr("gpovae.GPOVAE", Model)
+    out = tmp_path / "demo"
+    status, text = gpovae("demo", "--out", out, "--max-epochs", 1, "--seed", 3, "--quiet")
+    assert status == 2 and "far enough" in text and not out.exists()
+    assert asked["train"] == dict(max_epochs=1, seed=3, progress=False)
+    assert asked["prepare"].pop("seed") == 3 and not asked["prepare"].pop("progress")
+    assert asked["prepare"] == datasets.prepare_arguments("simulated")
 
 
 def change(screen, **to):
@@ -389,3 +404,37 @@ def test_compare_says_what_it_left_out(run_folder, tmp_path):
         and f"Note: {tmp_path / 'b'} was left out: its screen is gone" in text
         and "RuntimeWarning" not in text
     ), text
+
+
+def logged(folder, *words, quiet):
+    "Output, and what stands in the log, of a command whose standard error is a file."
+    with (folder / "log").open("w+") as log:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("gpovae"), *map(str, words), *["--quiet"] * quiet],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=folder,
+            env=os.environ,
+        )
+        log.seek(0)
+        text = log.read()
+    assert done.returncode == 0, text
+    return done.stdout, text
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_logs_of_commands(run_folder, tmp_path, quiet):
+    "An evaluation takes long enough for its report to say how far it is."
+    for words in (
+        ["train", run_folder / "prepared.h5ad", "--out", tmp_path / "run", "--max-epochs", 1],
+        ["network" if quiet else "evaluate", tmp_path / "run"],
+    ):
+        out, log = logged(tmp_path, *words, quiet=quiet)
+        assert out and "\r" not in log and "\x1b" not in log and len(log.splitlines()) < 30, log
+        if quiet:
+            assert log == "", log
+        elif words[0] == "evaluate":
+            assert re.search(r"evaluate: \d+ of \d+ cells, [\d:]+ gone, [\d:?]+ left", log), log
+        else:
+            assert "at most" in log and "kept are the weights" in log

@@ -1,7 +1,10 @@
 """The book as a site: its contents; and a site of some chapters, built and looked at."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 import book
 import docs
 from bench_explorer import browser, chromium
+from places import ROOT
 
 pytestmark = pytest.mark.xdist_group("docs")
 SOME = [book.find(n) for n in ("index", "start/troubleshooting", "data.screen", "model.likelihood")]
@@ -115,3 +119,11 @@ def test_a_reader_in_a_browser(site):
             for a in page.locator("ul.search li a").evaluate_all("links => links.map(a => a.href)")
         )
         assert all(u.startswith(("file:", "data:", "blob:")) for u in asked), asked
+
+
+def test_benchmarks_start_as_documented():
+    "From the root, without the folders that pytest adds."
+    command = [sys.executable, "benchmarks/bench.py", "--help"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert said.returncode == 0 and "verdict" in said.stdout, said.stderr

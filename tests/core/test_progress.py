@@ -1,18 +1,12 @@
 """Long work is visible: bars in a terminal, a few plain lines in a log, nothing with --quiet."""
 
 import io
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from gpovae.app.cli import main
 from gpovae.core.progress import Bar
-
-pytestmark = pytest.mark.xdist_group("runs")
 
 
 class Stream(io.StringIO):
@@ -67,37 +61,3 @@ def test_short_or_silenced_work_says_nothing(live, monkeypatch):
 def test_every_command_can_be_quiet():
     for name, command in main.commands.items():
         assert "--quiet" in [o for p in command.params for o in p.opts], name
-
-
-def run(folder, *words, quiet):
-    "Output, and what stands in the log, of a command whose standard error is a file."
-    with (folder / "log").open("w+") as log:
-        done = subprocess.run(
-            [Path(sys.executable).with_name("gpovae"), *map(str, words), *["--quiet"] * quiet],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            cwd=folder,
-            env=os.environ,
-        )
-        log.seek(0)
-        text = log.read()
-    assert done.returncode == 0, text
-    return done.stdout, text
-
-
-@pytest.mark.parametrize("quiet", [False, True])
-def test_logs_of_commands(run_folder, tmp_path, quiet):
-    "An evaluation takes long enough for its report to say how far it is."
-    for words in (
-        ["train", run_folder / "prepared.h5ad", "--out", tmp_path / "run", "--max-epochs", 1],
-        ["network" if quiet else "evaluate", tmp_path / "run"],
-    ):
-        out, log = run(tmp_path, *words, quiet=quiet)
-        assert out and "\r" not in log and "\x1b" not in log and len(log.splitlines()) < 30, log
-        if quiet:
-            assert log == "", log
-        elif words[0] == "evaluate":
-            assert re.search(r"evaluate: \d+ of \d+ cells, [\d:]+ gone, [\d:?]+ left", log), log
-        else:
-            assert "at most" in log and "kept are the weights" in log

@@ -17,22 +17,28 @@ from places import DATA, TAPSEQ_CELLS
 GLOBINS = ["HBB", "HBD", "HBE1"]
 
 
-def demo(folder, *arguments):
-    "What `gpovae demo` leaves behind, loaded again."
-    result = CliRunner().invoke(
-        main, ["demo", "--out", str(folder), "--quiet", *arguments], catch_exceptions=False
-    )
-    assert result.exit_code == 0, result.output
+def loaded(folder):
+    "What `gpovae demo` leaves behind."
     assert (folder / "report.html").stat().st_size > 100_000
     return gpovae.GPOVAE.load(folder)
 
 
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
-    return demo(tmp_path_factory.mktemp("simulated") / "demo")
+def simulated(demo):
+    return loaded(demo[0])
 
 
-@pytest.mark.xdist_group("simulated")
+@pytest.mark.xdist_group("demo")
+def test_demo_says_how_good_it_is_and_where(demo):
+    folder, text = demo
+    assert str(folder / "report.html") in text
+    assert "correlate with the observed ones at" in text
+    assert {"prepared.h5ad", "model.safetensors", "report.html", "report.json"} <= {
+        p.name for p in folder.iterdir()
+    }
+
+
+@pytest.mark.xdist_group("demo")
 def test_simulated_network_is_five_times_better_than_chance(simulated):
     truth = simulated.evaluate().truth.loc["direct"]
     assert truth.auprc["model"] >= 5 * truth.chance["model"]
@@ -40,7 +46,7 @@ def test_simulated_network_is_five_times_better_than_chance(simulated):
     assert truth.sign_accuracy["model"] >= 0.95
 
 
-@pytest.mark.xdist_group("simulated")
+@pytest.mark.xdist_group("demo")
 def test_simulated_effects_beat_the_training_mean(simulated):
     scores = simulated.evaluate().response.ate_rho
     assert (
@@ -58,7 +64,11 @@ def tap(tmp_path_factory):
     before = os.environ.get("GPOVAE_DATA")
     os.environ["GPOVAE_DATA"] = str(DATA)
     try:
-        return demo(tmp_path_factory.mktemp("tap") / "demo", "--dataset", "schraivogel2020")
+        folder = tmp_path_factory.mktemp("tap") / "demo"
+        arguments = ["demo", "--dataset", "schraivogel2020", "--out", str(folder), "--quiet"]
+        result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return loaded(folder)
     finally:
         os.environ.pop("GPOVAE_DATA") if before is None else os.environ.update(GPOVAE_DATA=before)
 
