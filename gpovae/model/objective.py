@@ -356,7 +356,7 @@ def alignment_error(
     "What the network predicts, against the table or against each cell; unweighted."
     nodes = posterior.nodes
     if settings.accumulation == "effects":
-        rows = posterior.effects.lfc  # with a network prior the latent is around the same
+        rows = posterior.effects.lfc  # the latent is around the same
         if rows is None:
             rows = vae.grn.predicted_lfc(nodes, vae.perturbations.dose)
     else:

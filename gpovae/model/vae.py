@@ -161,7 +161,7 @@ class Effects(NamedTuple):
     q: Gaussian  # (S, U, n) posterior of E; with a network prior, of E minus its prior mean
     effect: torch.Tensor  # (S, U, n) sample from q
     latent: torch.Tensor  # (S, U, n) rows of the perturbation latent
-    lfc: torch.Tensor | None = None  # (U, n) what the network predicts, with a network prior
+    lfc: torch.Tensor | None = None  # (U, n) what a network of listed edges predicts
 
 # %% ../../nbs/model/40_vae.ipynb #064eb056
 @patch
@@ -196,7 +196,9 @@ def effects(self: VAE, nodes: torch.Tensor, u: torch.Tensor, eps: torch.Tensor) 
         return Effects(mask, q, effect, mask * effect)
     # equation model.vae.2
     lfc = self.grn.predicted_lfc(nodes, self.perturbations.dose)
-    return Effects(mask, q, effect, effect + _as_measured(self, nodes, lfc), lfc)
+    latent = effect + _as_measured(self, nodes, lfc)
+    # a small network is cheap to follow twice, and keeps the bits of earlier versions
+    return Effects(mask, q, effect, latent, None if self.grn.listed is None else lfc)
 
 # %% ../../nbs/model/40_vae.ipynb #01a68a06
 @patch

@@ -173,6 +173,8 @@ def _load_from_state_dict(self: GRN, state_dict, prefix, *others):
 @patch
 def probability(self: GRN, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
     "(R, n) posterior probability of each edge, of all regulators or of some."
+    if self.listed is None:  # the last bit of a sigmoid depends on its place
+        return (torch.sigmoid(self.edge_logit) * self.allowed)[rows]
     return torch.sigmoid(self.edge_logit[rows]) * self.allowed[rows]
 
 # %% ../../nbs/network/10_grn.ipynb #cb48b70c

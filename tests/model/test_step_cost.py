@@ -124,7 +124,7 @@ def test_the_network_is_accumulated_once(model, monkeypatch):
     calls = []
     accumulate = GRN.accumulate
     monkeypatch.setattr(GRN, "accumulate", lambda *a: calls.append(1) or accumulate(*a))
-    step(model)
+    step(model, listed(model[0]))
     assert len(calls) == 1
 
 
