@@ -245,10 +245,8 @@ def build(
 
     Parameters
     ----------
-    screen : Screen
-        Prepared.
-    settings : Settings
-        From `make_settings`.
+    screen, settings : Screen, Settings
+        Prepared; from `make_settings`.
     seed : int, default 0
         Decides the random weights.
     progress : bool, default False
@@ -258,7 +256,7 @@ def build(
     prior_strength : float, default 0.0
         How many confirmed edges that list is worth before the screen is looked at.
     is_resumed : bool, default False
-        The weights will come from the state of a training: nothing is fitted and no count is read.
+        The weights will come from the state of a training: nothing is fitted.
 
     Returns
     -------
@@ -268,16 +266,16 @@ def build(
     Raises
     ------
     GpovaeError
-        For a perturbation that was not measured, and for counts that are no counts any more.
+        For a perturbation that was not measured, and for values that are no counts.
     """
     torch.manual_seed(seed)
     cells = Cells(screen, "train")
     responses = model_responses(screen, cells.labels)
     vae = _untrained(screen, settings, cells, responses)
-    if not is_resumed:
-        edges = _network_prior(prior, prior_strength, screen.nodes.index)
-        fit = _fit(responses, settings, edges, seed, progress)
-        _start(vae, screen, settings, cells, fit, progress=progress)
-    elif _is_fitted(settings):
-        vae.grn.edge_logit.requires_grad_(False)  # as after a fit
+    if is_resumed:
+        vae.grn.edge_logit.requires_grad_(not _is_fitted(settings))
+        return Built(vae, cells.labels, cells.batches)
+    edges = _network_prior(prior, prior_strength, screen.nodes.index)
+    fit = _fit(responses, settings, edges, seed, progress)
+    _start(vae, screen, settings, cells, fit, progress=progress)
     return Built(vae, cells.labels, cells.batches)
