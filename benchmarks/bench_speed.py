@@ -362,12 +362,12 @@ def quality_run(preset, path, budget, every, seed, threads=1):
     import anndata as ad
 
     from gpovae import GPOVAE
+    from gpovae.api import trained_run
     from gpovae.data.minibatch import Cells
     from gpovae.data.screen import Screen
     from gpovae.evaluate.effects import observed_effects
     from gpovae.evaluate.response import pearson
     from gpovae.model.objective import draw, objective
-    from gpovae.model.prediction import control_context
     from gpovae.train.build import build
 
     torch.set_num_threads(threads)
@@ -376,27 +376,17 @@ def quality_run(preset, path, budget, every, seed, threads=1):
     screen = Screen(adata)
     noise = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
-    vae, model.labels, model.batches = build(screen, s, seed)
-    cells = Cells(
-        screen,
-        "train",
-        model.labels,
-        model.batches,
-        s.partner,
-        s.alignment_target == "cells",
-        seed=seed,
-    )
+    built = build(screen, s, seed)
+    per_cell = s.alignment_target == "cells"
+    cells = Cells(screen, "train", built.labels, built.batches, s.partner, per_cell, seed=seed)
     spent = time.perf_counter() - start
     scored = 0.0
     curve = []
+    vae = built.vae
     loader = cells.loader(s.batch_size, True, seed)
-    model.vae = vae
-    model.seed = seed
-    model.nodes = screen.nodes.assign(perturbed=vae.perturbations.node_cells.numpy() > 0)
     adam = torch.optim.Adam(
         vae.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay, fused=True
     )
-    zero = np.zeros(len(model.genes), np.float32)
     for epoch in range(10_000):
         start = time.perf_counter()
         for batch in loader:
@@ -407,22 +397,13 @@ def quality_run(preset, path, budget, every, seed, threads=1):
         spent += time.perf_counter() - start
         if spent - scored < every and epoch:
             continue
+        scored = spent
         with torch.no_grad():
-            model.context = control_context(vae, screen, model.batches, seed=seed)
-            scored = spent
-            model.anchor = (
-                model._left_over(screen, False)
-                if s.residual_correction
-                else (zero, np.zeros((len(model.labels), len(zero)), np.float32))
-            )
-            curve.append(
-                dict(
-                    preset=preset,
-                    epoch=epoch + 1,
-                    seconds=spent,
-                    ate_rho=pearson(model.predict(list(real.index)).to_df(), real),
-                )
-            )
+            model.run = trained_run(model, built, pd.DataFrame(), seed=seed)
+            predicted = model.predict(list(real.index)).to_df()
+        curve.append(
+            dict(preset=preset, epoch=epoch + 1, seconds=spent, ate_rho=pearson(predicted, real))
+        )
         print(curve[-1], flush=True)
         if spent > budget:
             return curve

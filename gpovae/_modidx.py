@@ -2014,6 +2014,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'gpovae.network.gibbs.swap_pairs': ('network/gibbs.html#swap_pairs', 'gpovae/network/gibbs.py')},
             'gpovae.network.grn': { 'gpovae.network.grn.GRN': ('network/grn.html#grn', 'gpovae/network/grn.py'),
                                     'gpovae.network.grn.GRN.__init__': ('network/grn.html#grn.__init__', 'gpovae/network/grn.py'),
+                                    'gpovae.network.grn.GRN._fixed_weights': ( 'network/grn.html#grn._fixed_weights',
+                                                                               'gpovae/network/grn.py'),
                                     'gpovae.network.grn.GRN._load_from_state_dict': ( 'network/grn.html#grn._load_from_state_dict',
                                                                                       'gpovae/network/grn.py'),
                                     'gpovae.network.grn.GRN._save_to_state_dict': ( 'network/grn.html#grn._save_to_state_dict',

@@ -34,6 +34,7 @@ def objective_terms(
     "The terms of the objective, weighted, one line per term of the equation."
     posterior = encode(vae, batch, noise, both_labels=settings.beta > 0)
     plates = share_plates(vae, batch, posterior.nodes, plate_sizes)
+    nodes, lfc = posterior.nodes, posterior.effects.lfc
     sampled = settings.kl == "sampled"
     beta = settings.beta
     lambda_align = settings.alignment_weight
@@ -50,7 +51,7 @@ def objective_terms(
         # a cell and its partner in one basal state
         "counterfactual": beta * counterfactual(vae, batch, posterior, settings, partner_noise),
         # the network and the measured responses
-        "alignment": lambda_align * alignment_error(vae, batch, posterior, settings),
+        "alignment": lambda_align * alignment_error(vae, batch, nodes, settings, lfc),
         "sparsity": lambda_s * vae.grn.sparsity(),
         # priors of V and B
         **weight_priors(vae, settings),
@@ -351,14 +352,16 @@ def counterfactual(
 
 # %% ../../nbs/model/60_objective.ipynb #ed11274f
 def alignment_error(
-    vae: VAE, batch: Batch, posterior: Posterior, settings: Settings
+    vae: VAE, batch: Batch, nodes: torch.Tensor, settings: Settings, lfc=None
 ) -> torch.Tensor:
-    "What the network predicts, against the table or against each cell; unweighted."
-    nodes = posterior.nodes
-    if settings.accumulation == "effects":
-        rows = posterior.effects.lfc  # the latent is around the same
-        if rows is None:
-            rows = vae.grn.predicted_lfc(nodes, vae.perturbations.dose)
+    """What the network predicts, against the table or against each cell; unweighted.
+
+    `lfc` (U, n): what it predicts of the nodes, where that is known already.
+    """
+    if lfc is not None:
+        rows = lfc
+    elif settings.accumulation == "effects":
+        rows = vae.grn.predicted_lfc(nodes, vae.perturbations.dose)
     else:
         rows = vae.grn.accumulate(nodes)
     if settings.alignment_target == "responses":

@@ -8,6 +8,7 @@ __all__ = ['RADIUS', 'k_hop', 'contract', 'published_alignment', 'GRN', 'table_a
 
 # %% ../../nbs/network/10_grn.ipynb #14c73c31
 import math
+import operator
 
 import numpy as np
 import torch
@@ -186,7 +187,21 @@ def weights(self: GRN) -> torch.Tensor:
         return self.edge_logit
     if self.listed is not None:
         return self.listed.edges.dense(self.listed.weights(self.effect))
-    return contract(self.probability() * self.effect)
+    if self.effect.requires_grad or self.edge_logit.requires_grad:
+        return contract(self.probability() * self.effect)
+    return self._fixed_weights()
+
+
+@patch
+def _fixed_weights(self: GRN) -> torch.Tensor:
+    "Made once, until a parameter is exchanged or changed in place."
+    made_of = self.edge_logit, self.effect
+    versions = [tensor._version for tensor in made_of]
+    known = self.__dict__.get("_known_weights")
+    if known is None or known[1] != versions or any(map(operator.is_not, known[0], made_of)):
+        W = contract(self.probability() * self.effect)
+        self.__dict__["_known_weights"] = known = made_of, versions, W
+    return known[2].clone()
 
 # %% ../../nbs/network/10_grn.ipynb #7481411c
 @patch

@@ -282,7 +282,8 @@ def _train(training: _Training, limit: float | None, progress: bool, others: dic
     if training.checkpoint.path:
         _resume(training, others)
     grn = training.loop.vae.grn
-    grn.list_edges()
+    if training.device.type == "cpu":  # a GPU has dense products for nothing
+        grn.list_edges()
     with use_compiled(training.compiled):
         if progress:
             _announce(training, limit)

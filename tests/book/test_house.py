@@ -389,3 +389,19 @@ def test_readme_figures_are_those_measured():
         if r["method"] == "corrected"
     )
     assert f"ahead by {abs(mean['shrunken training mean'] - mean['corrected']):.3f}" in text
+
+
+def test_a_group_of_tests_runs_in_one_worker(tmp_path):
+    "What a group shares is made once; pytest 9.2 does not see the groups of pytest-xdist 3.8."
+    (tmp_path / "test_group.py").write_text(
+        "import os, pathlib, pytest\n"
+        "@pytest.mark.xdist_group('one')\n"
+        "@pytest.mark.parametrize('i', range(12))\n"
+        "def test_worker(i, worker_id):\n"
+        "    pathlib.Path(f'{worker_id}.{i}').touch()\n"
+    )
+    options = ["-q", "-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider", "."]
+    command = [sys.executable, "-m", "pytest", *options]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    workers = {path.stem for path in tmp_path.glob("gw*.*")}
+    assert len(workers) == 1

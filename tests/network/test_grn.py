@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpovae.network import grn as grn_module
 from gpovae.network.grn import (
     GRN,
     contract,
@@ -94,3 +95,30 @@ def test_uncertain_entries_count_less():
     loss = table_alignment(torch.zeros(2, 3), mean, se)
     assert loss[0] > 20 * loss[1] and torch.isfinite(loss).all()
     assert table_alignment(mean, mean, se).tolist() == [0, 0]
+
+
+def test_weights_of_a_trained_network_are_made_once(monkeypatch):
+    made = []
+    contract = grn_module.contract
+    monkeypatch.setattr(grn_module, "contract", lambda W: made.append(1) or contract(W))
+    grn = GRN(3).requires_grad_(False)
+    grn.effect.fill_(0.5)
+    first = grn.weights()
+    again = grn.weights()
+    grn.accumulate(torch.tensor([1]))
+    assert torch.equal(again, first) and len(made) == 1
+    again.zero_()  # whoever asks may change what it got
+    assert torch.equal(grn.weights(), first)
+
+    grn.effect.mul_(0.5)  # in place
+    torch.testing.assert_close(grn.weights(), first / 2)
+    grn.load_state_dict(grn.state_dict() | dict(effect=torch.ones(3, 3)))
+    torch.testing.assert_close(grn.weights(), contract(grn.probability() * torch.ones(3, 3)))
+    grn.effect = torch.nn.Parameter(torch.zeros(3, 3), requires_grad=False)
+    assert not grn.weights().any()
+
+    before = len(made)
+    grn.requires_grad_(True)
+    grn.weights()
+    grn.weights()
+    assert len(made) == before + 2

@@ -29,6 +29,7 @@ from gpovae.app.cli import main
 from gpovae.core.provenance import complete
 from gpovae.data import matching, pipeline, prepare, quality, stream
 from gpovae.data.files import open_screen
+from gpovae.network.grn import GRN
 from gpovae.train import build, checkpoint
 from gpovae.train.checkpoint import STATE, Checkpoint
 from gpovae.train.step import TrainingLoop
@@ -394,12 +395,19 @@ def every_step(monkeypatch):
     monkeypatch.setattr(checkpoint, "WITHIN", 0)
 
 
-@pytest.mark.parametrize("kind", ["in memory", "on disk", "windows", "paper"])
+@pytest.mark.parametrize("kind", ["in memory", "on disk", "windows", "paper", "listed edges"])
 def test_an_epoch_goes_on_where_it_was_cut(place, tmp_path, monkeypatch, every_step, kind):
+    if kind == "listed edges":
+        listed = []
+        list_edges = GRN.list_edges
+        of_any_size = dict(cut=0.05, large=2, most=1.0)
+        monkeypatch.setattr(
+            GRN, "list_edges", lambda grn: listed.append(list_edges(grn, **of_any_size))
+        )
     if kind == "windows":
         monkeypatch.setattr(stream, "BLOCK", 2**8)
         monkeypatch.setattr(stream, "WINDOW", 2**11)
-    opened = ad.read_h5ad if kind in ("in memory", "paper") else open_screen
+    opened = open_screen if kind in ("on disk", "windows") else ad.read_h5ad
     adata = opened(place / "screen.h5ad")
     how = dict(preset="paper") if kind == "paper" else {}
 
@@ -410,6 +418,8 @@ def test_an_epoch_goes_on_where_it_was_cut(place, tmp_path, monkeypatch, every_s
         other = train(adata, tmp_path, (0, 1, 2), epochs=3, **how)
     same(one, other)
     assert checkpoint._open_state(tmp_path / STATE).steps == 4  # of five in an epoch
+    if kind == "listed edges":
+        assert listed == [True] * 5
 
 
 def test_a_fitted_network_is_not_fitted_again(place, tmp_path, monkeypatch):
