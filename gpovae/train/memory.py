@@ -45,7 +45,12 @@ def _counts_of(file):
 
 def _datasets(group) -> list[h5py.Dataset]:
     found = []
-    group.visititems(lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+
+    def keep(_, item):
+        if isinstance(item, h5py.Dataset):
+            found.append(item)
+
+    group.visititems(keep)
     return found
 
 # %% ../../nbs/train/07_memory.ipynb #6127336b
