@@ -239,10 +239,8 @@ def fit(
         For the state of the training, from which the same call goes on.
     progress : bool, default True
         Say what it will cost, and show progress.
-    others : dict, optional
-        What else decided the model, such as a prior: part of the fingerprint of its state.
-    started : float, optional
-        `time.monotonic()` from which on `max_time` counts; None: now.
+    others, started : dict, float, optional
+        What else decided the model, for its state; `time.monotonic()` when `max_time` began.
 
     Returns
     -------
@@ -259,9 +257,8 @@ def fit(
         raise GpovaeError(f"max_epochs is {options.max_epochs}; at least one epoch is needed.")
     start = time.monotonic() if started is None else started
     with _quiet_and_exact(len(screen.genes)):
-        names = dict(labels=labels, batches=batches)
         order = dict(seed=options.seed, file_order=is_in_file_order(directory))
-        cells = _split_cells(screen, settings, **names, **order)
+        cells = _split_cells(screen, settings, labels, batches, **order)
         shown = dict(directory=directory, progress=progress)
         training = _set_up(vae, cells, settings, options, start=start, **shown)
         ended = _train(training, in_seconds(options.max_time), progress, others or {})

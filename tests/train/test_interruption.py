@@ -507,9 +507,12 @@ def test_the_end_of_time_is_no_end(place, tmp_path, monkeypatch):
     adata = ad.read_h5ad(place / "screen.h5ad")
     write = Checkpoint._write
     # after every epoch
-    monkeypatch.setattr(
-        Checkpoint, "_write", lambda self, *a: (write(self, *a), setattr(self, "due", 0))
-    )
+
+    def write_and_be_due(self, *parts, **header):
+        write(self, *parts, **header)
+        self.due = 0
+
+    monkeypatch.setattr(Checkpoint, "_write", write_and_be_due)
     model = GPOVAE(adata, **SMALL)
     model.train(max_epochs=2000, progress=False, directory=tmp_path, max_time="0.8s")
     assert model.ended["by"] == "max_time"
