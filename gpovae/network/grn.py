@@ -152,6 +152,7 @@ class GRN(nn.Module):
         self.register_buffer("allowed", allowed if signed else torch.ones(n, n))
         self.register_buffer("edge_prior", torch.tensor(float(edge_prior)))
         self.listed = None  # while it is trained over a list of edges
+        self._known = None  # weights of a trained network, and what they were made of
 
 # %% ../../nbs/network/10_grn.ipynb #39f019ab
 @patch
@@ -197,10 +198,10 @@ def _fixed_weights(self: GRN) -> torch.Tensor:
     "Made once, until a parameter is exchanged or changed in place."
     made_of = self.edge_logit, self.effect
     versions = [tensor._version for tensor in made_of]
-    known = self.__dict__.get("_known_weights")
+    known = self._known
     if known is None or known[1] != versions or any(map(operator.is_not, known[0], made_of)):
         W = contract(self.probability() * self.effect)
-        self.__dict__["_known_weights"] = known = made_of, versions, W
+        self._known = known = made_of, versions, W
     return known[2].clone()
 
 # %% ../../nbs/network/10_grn.ipynb #7481411c

@@ -268,7 +268,7 @@ def _write(self: Checkpoint, parts: dict[str, dict], **header) -> None:
     self.due_within = max(self.due, end + WITHIN)
 
 # %% ../../nbs/train/37_checkpoint.ipynb #6a8fd1f0
-def _training_parts(checkpoint: Checkpoint, trainer, loop) -> dict[str, dict]:
+def _training_parts(trainer, loop) -> dict[str, dict]:
     "Weights, and the moments of Adam."
     moments = trainer.optimizers[0].state_dict()["state"]
     adam = {f"{i}.{k}": v for i, named in moments.items() for k, v in named.items()}
@@ -278,7 +278,7 @@ def _training_parts(checkpoint: Checkpoint, trainer, loop) -> dict[str, dict]:
 @patch
 def _write_epoch(self: Checkpoint, trainer, loop, is_best: bool) -> None:
     "All that an epoch hands over to the next; the best weights only where they are others."
-    parts = _training_parts(self, trainer, loop)
+    parts = _training_parts(trainer, loop)
     if not is_best:
         parts["best"] = self.best
     order = self.loader.order.generator.get_state()
@@ -289,7 +289,7 @@ def _write_epoch(self: Checkpoint, trainer, loop, is_best: bool) -> None:
 def _write_within(self: Checkpoint, trainer, loop, steps: int) -> None:
     "All that a step hands over to the next, after so many of an epoch."
     terms, sums = loop.sums["train"]
-    parts = _training_parts(self, trainer, loop)
+    parts = _training_parts(trainer, loop)
     parts["best"] = self.best or {}
     # the order of this epoch is drawn again
     generators = dict(noise=loop.noise.get_state(), order=self.loader.began)

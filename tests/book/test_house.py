@@ -363,7 +363,6 @@ def test_printed_places_are_taken_out(tmp_path):
 
 
 def test_readme_figures_are_those_measured():
-
     measured = {
         name: json.loads((book.ROOT / f"benchmarks/{name}.json").read_text())
         for name in ("demo", "claim")
@@ -394,7 +393,7 @@ def test_readme_figures_are_those_measured():
 def test_a_group_of_tests_runs_in_one_worker(tmp_path):
     "What a group shares is made once; pytest 9.2 does not see the groups of pytest-xdist 3.8."
     (tmp_path / "test_group.py").write_text(
-        "import os, pathlib, pytest\n"
+        "import pathlib, pytest\n"
         "@pytest.mark.xdist_group('one')\n"
         "@pytest.mark.parametrize('i', range(12))\n"
         "def test_worker(i, worker_id):\n"
