@@ -3,9 +3,11 @@
 # make check     the same for somebody editing: format, lint, types and the quick tests
 # make bench     the slow measurements; writes benchmarks/*.json
 # make book      re-execute every chapter, store what it prints and draws, derive README.md
-# make versions  the quickstart and quick tests with the oldest and the newest versions allowed
+# make versions  the quickstart and quick tests with the oldest and newest versions, on each Python here
 # make docs      the book as a site with search, reference and index: docs/_build/html/index.html
 BIN := .venv/bin
+# the first that works: the Python that is active, else the newest; or: make PYTHON=python3.13
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 QUICK := tests/core tests/network/test_grn.py tests/data/test_responses.py tests/book/test_house.py tests/book/test_names.py
 
 .PHONY: demo test check lint bench book docs versions
@@ -44,8 +46,11 @@ docs: .venv/.docs
 	@touch $@
 
 .venv/.done: constraints.txt setup.py settings.ini
-	@for p in python3.11 python3; do \
-	   if "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then exec "$$p" -m venv .venv; fi; \
-	 done; echo "gpovae is set up with Python 3.11, and neither python3.11 nor python3 is one. Install it, then run make again." >&2; exit 1
+	@for p in $(PYTHON); do \
+	   if "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null; then \
+	      if [ -e .venv ] && [ "$$($(BIN)/python -V 2>&1)" != "$$("$$p" -V 2>&1)" ]; then clear=--clear; fi; \
+	      exec "$$p" -m venv $$clear .venv; \
+	   fi; \
+	 done; echo "gpovae is set up with Python 3.11 or newer (with venv), and none of these is one: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3.13" >&2; exit 1
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@

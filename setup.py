@@ -19,6 +19,7 @@ setup(
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=f">={s['min_python']}",
+    classifiers=[f"Programming Language :: Python :: {v}" for v in s["pythons"].split()],
     # The report notebooks travel inside the wheel as the package gpovae.notebooks.
     packages=[*find_packages(include=["gpovae", "gpovae.*"]), "gpovae.notebooks"],
     package_dir={"gpovae.notebooks": "nbs/reports"},

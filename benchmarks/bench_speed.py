@@ -6,8 +6,12 @@ or on a GPU, in one run.
     python benchmarks/bench_speed.py --device cuda --out speed-gpu.json  alone, with fewer
     packages, on a machine with a GPU
 
-A step is loss, gradients, clipping and Adam, of the published preset with K562's sizes. Rounds
-are interleaved (one plain step, then two of each other kind), and medians are reported.
+    python benchmarks/bench_speed.py --load 0 6                          beside so many processes
+    that compute; writes benchmarks/speed-load.json
+
+A step draws its noise, and is loss, gradients, clipping and Adam, of the published preset with
+the sizes and settings published for each screen. Rounds are interleaved (one plain step, then two
+of each other kind), and medians are reported.
 """
 
 import argparse
@@ -22,6 +26,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,10 +34,27 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpovae.model.fused import likelihood_pass, one_pass, use_compiled
+from gpovae.train.threads import SOONEST, TRIED, Threads
 
 ROOT = Path(__file__).resolve().parents[1]
-# cells, genes, nodes; 5 particles
-SHAPES = dict(small=(512, 5000, 80), large=(512, 8563, 620), many=(4096, 8563, 620))
+
+
+class Shape(NamedTuple):
+    "Of a batch, with what was published for its screen; 5 particles."
+
+    cells: int
+    genes: int
+    nodes: int
+    settings: dict
+
+
+ADAMSON = dict(basal=(400, 1), eps=0.4, sparsity=1.0)
+K562 = dict(basal=(200, 1), eps=0.8, sparsity=5.0)
+SHAPES = dict(
+    small=Shape(512, 5000, 80, ADAMSON),
+    large=Shape(512, 8563, 620, K562),
+    many=Shape(4096, 8563, 620, K562),
+)
 
 
 def chapter():
@@ -46,6 +68,11 @@ def chapter():
         if "".join(c["source"]).startswith("#| plain"):
             exec("".join(c["source"]), names)
     return argparse.Namespace(**names)
+
+
+def made(shape, **others):
+    "Model, batch and settings."
+    return chapter().make(*shape[:3], **shape.settings, **others)
 
 
 class Products(TorchDispatchMode):
@@ -119,8 +146,8 @@ def graphed(vae, batch, s, low=False, seed=1):
 def steps(shape, device, rounds, ladder=True):
     "Seconds of every kind of step, and what the lean one consists of."
     c = chapter()
-    vae, batch, s = c.make(*shape, device=device)
-    lean, naive = c.both(vae, batch, s)
+    vae, batch, s = made(shape, device=device)
+    lean, naive = c.both(vae, batch, s, fresh=True)
     kinds = {"plain": (naive, ())} | (
         {
             f"saved {i}": (lambda i=i: naive(frozenset(c.SAVINGS[:i])), ())
@@ -173,7 +200,7 @@ def steps(shape, device, rounds, ladder=True):
     peak = {}
     loss = {k: step(k) for k in kinds}
     took = collections.defaultdict(list)
-    same = c.differences(c.gradients(vae, lean), c.gradients(vae, naive))
+    same = c.differences(*(c.gradients(vae, loss) for loss in c.both(vae, batch, s)))
     for _ in range(rounds):
         for k in kinds:
             for _ in range(2 if k.startswith("lean") else 1):
@@ -220,7 +247,7 @@ def peak():  # ru_maxrss would be that of the parent
     status = open("/proc/self/status").read()
     return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) / 2**20
 
-vae, batch, s = b.chapter().make(*{shape!r})
+vae, batch, s = b.made(b.Shape(*{tuple(shape)!r}))
 g = torch.Generator().manual_seed(0)
 adam = torch.optim.Adam(vae.parameters(), fused=True)
 before = peak()
@@ -251,7 +278,7 @@ def equality(shape, seeds=5):
     c = chapter()
     rows = []
     for dtype, some in ((torch.float32, range(1, seeds + 1)), (torch.float64, [1])):
-        vae, batch, s = c.make(*shape, dtype=dtype)
+        vae, batch, s = made(shape, dtype=dtype)
         for seed in some:
             lean, naive = c.both(vae, batch, s, seed)
             rows.append(
@@ -263,7 +290,7 @@ def equality(shape, seeds=5):
                     )
                 )
             )
-    vae, batch, s = c.make(*shape)
+    vae, batch, s = made(shape)
 
     def products(keep):
         some = batch._replace(label=torch.where(batch.label >= 0, batch.label % keep, -1))
@@ -271,7 +298,7 @@ def equality(shape, seeds=5):
             c.both(vae, some, s)[0]().backward()
         return dict(perturbations=len(vae.perturbations.nodes_of(some.label)), gflop=p.gflop())
 
-    return dict(differences=rows, products=[products(k) for k in (10, 100, shape[2])])
+    return dict(differences=rows, products=[products(k) for k in (10, 100, shape.nodes)])
 
 
 def limits(device):
@@ -297,7 +324,7 @@ def one_pass_rate(shape, device, particles=5):
     What it must read and write (logits, counts; two derivatives), and what it takes beside one
     copy.
     """
-    B, G, _ = shape
+    B, G = shape[:2]
     S = particles if device == "cuda" else 1
     f = torch.randn(S, B, G, device=device)
     x = torch.poisson(torch.ones(B, G, device=device))
@@ -345,6 +372,67 @@ def measure(device="cpu", rounds=5, shapes=None):
             flush=True,
         )
     return found
+
+
+def busy(n):
+    "So many processes that compute without a pause."
+    return [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
+
+
+def loaded(shape, others, rounds=2):
+    "Seconds of a step by threads, beside so many other processes; `ours` chooses them."
+    vae, batch, s = made(shape)
+    lean, naive = chapter().both(vae, batch, s, fresh=True)
+    adam = torch.optim.Adam(vae.parameters(), lr=0.0, weight_decay=1e-6, fused=True)
+
+    def step(loss):
+        adam.zero_grad()
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 100.0)
+        adam.step()
+
+    most = torch.get_num_threads()
+    fixed = {
+        "plain, all threads": (naive, most, rounds),
+        "lean, all threads": (lean, most, 2 * rounds),
+        "lean, one thread": (lean, 1, 2 * rounds),
+    }
+    row = {}
+    step(lean)
+    processes = busy(others)
+    try:
+        for name, (loss, n, times) in fixed.items():
+            torch.set_num_threads(n)
+            took = [seconds(functools.partial(step, loss), "cpu") for _ in range(times)]
+            row[name] = statistics.median(took)
+        threads = Threads(most, shape.genes)
+        took = []
+        for _ in range(2 * TRIED + 20):  # a trial, and some of the steps that follow it
+            threads.begin()
+            took.append(seconds(functools.partial(step, lean), "cpu"))
+            threads.end()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        torch.set_num_threads(most)
+    return row | {
+        "ours": statistics.median(took[2 * TRIED :]),
+        "threads": threads.chosen,
+        "ours, with its trials": sum(took[: 2 * TRIED]) / SOONEST
+        + statistics.median(took[2 * TRIED :]),
+    }
+
+
+def load(shapes, others):
+    rows = [
+        {"shape": f"{shape.cells} x {shape.genes:,} x {shape.nodes}", "other processes": n}
+        | loaded(shape, n)
+        for shape in shapes
+        for n in others
+    ]
+    print(pd.DataFrame(rows).round(3).to_string())
+    return dict(device=machine("cpu"), torch=torch.__version__, rows=rows)
 
 
 def speed(options):
@@ -458,9 +546,14 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--shapes", default="small,large", help="of " + ", ".join(SHAPES))
+    parser.add_argument("--load", type=int, nargs="+", help="other processes that compute")
     options = parser.parse_args()
-    found = dict(
-        date=datetime.date.today().isoformat(), command=" ".join(["python", *sys.argv])
-    ) | measure(options.device, options.rounds, {k: SHAPES[k] for k in options.shapes.split(",")})
+    shapes = {k: SHAPES[k] for k in options.shapes.split(",")}
+    found = dict(date=datetime.date.today().isoformat(), command=" ".join(["python", *sys.argv]))
+    if options.load:
+        found |= load(shapes.values(), options.load)
+        options.out = options.out or ROOT / "benchmarks/speed-load.json"
+    else:
+        found |= measure(options.device, options.rounds, shapes)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1))

@@ -2,12 +2,17 @@
 
 import importlib
 
-__version__ = "0.4.0"
+from .core.cache import place_cache
+
+__version__ = "0.6.0"
+
+place_cache()
 
 # name: (module, attribute; None: the module itself), imported on first use so that `import gpovae`
 # stays fast
 _lazy = {
     "datasets": ("gpovae.data.datasets", None),
+    "check": ("gpovae.data.check", "check"),
     "prepare": ("gpovae.data.prepare", "prepare"),
     "prepare_file": ("gpovae.data.prepare", "prepare_file"),
     "GPOVAE": ("gpovae.api", "GPOVAE"),

@@ -20,14 +20,17 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from .core.cluster import cluster
 from .core.errors import GpovaeError
 from .core.options import check_settings, takes
 from .core.provenance import digest
 from .data.labels import canonical
 from .data.screen import Key, Screen
 from .data.steps import stale
+from .data.unchanged import warn_of_changes
 from .evaluate.curated import read_network, screen_names
 from .evaluate.effects import cells, noise_variance, observed_effects
+from .evaluate.reach import candidates, nearest, wanted_state
 from .evaluate.scores import Scores
 from .evaluate.scores import evaluate as evaluate_tables
 from .model.attribution import cut_edges
@@ -42,6 +45,7 @@ from .train.checkpoint import is_resumable
 from .train.checks import check_perturbations, check_screen
 from .train.distributed import group
 from .train.loop import fit
+from .train.memory import cells_to_draw
 from .train.options import TrainOptions
 from gpovae.train.predictions import (
     check_prior,
@@ -57,7 +61,16 @@ from gpovae.train.predictions import (
     tested_perturbations,
     with_residual,
 )
-from .train.run import Run, RunFolder, cells_identity, new_run, recorded_screen, with_genes
+from gpovae.train.run import (
+    Run,
+    RunFolder,
+    cells_identity,
+    is_other_screen,
+    new_run,
+    recorded_screen,
+    with_genes,
+)
+from .train.threads import using_threads
 
 # %% ../nbs/api/10_api.ipynb #4226a96a
 class GPOVAE:
@@ -87,7 +100,7 @@ class GPOVAE:
     def __init__(self, adata: ad.AnnData, preset: str = "corrected", **settings):
         self.setup_anndata(adata)
         screen = Screen(adata)
-        self.adata = adata
+        self.adata = screen.adata
         self.preset = preset
         self.settings = make_settings(preset, **settings)
         self.genes = list(screen.genes)
@@ -114,7 +127,9 @@ def setup_anndata(cls: GPOVAE, adata: ad.AnnData) -> None:
     -----
     A screen that was changed after its preparation gives a warning that names the steps concerned.
     """
+    adata = Screen(adata).adata
     check_screen(Screen(adata))
+    warn_of_changes(adata, stacklevel=2)
     if outdated := stale(adata):
         warnings.warn(
             f"What was computed in {', '.join(outdated)} no longer fits the screen: something it"
@@ -158,8 +173,10 @@ def _trained(self: GPOVAE) -> Run:
 
 @patch
 def _data(self: GPOVAE) -> ad.AnnData:
+    "The screen, to read its counts: says what was changed in it since it was prepared."
     if self.adata is None:
         raise GpovaeError("This needs the screen: load the model with GPOVAE.load(run, adata).")
+    warn_of_changes(self.adata, stacklevel=3)
     return self.adata
 
 
@@ -177,9 +194,7 @@ def __repr__(self: GPOVAE):
 # %% ../nbs/api/10_api.ipynb #d609574f
 def _edges_of_screen(screen: Screen, prior) -> pd.Series:
     "Prior edges between nodes of the screen: (regulator, target) -> sign."
-    if not isinstance(prior, pd.DataFrame):
-        prior = read_network(prior, screen_names(screen.adata))
-    listed = read_prior(prior)
+    listed = read_prior(read_network(prior, screen_names(screen.adata)))
     regulator, target = (listed.index.get_level_values(i) for i in range(2))
     nodes = screen.nodes.index
     inside = listed[regulator.isin(nodes) & target.isin(nodes)]
@@ -276,7 +291,9 @@ def train(
     >>> model.train(max_epochs=30, seed=0)
     """
     check_settings(dict(directory=directory, progress=progress), GPOVAE.train.__annotations__)
-    return self._train(TrainOptions(**options), directory, progress)
+    options = TrainOptions(**options)
+    with using_threads(options.threads):
+        return self._train(options, directory, progress)
 
 # %% ../nbs/api/10_api.ipynb #452b8a07
 @patch
@@ -293,6 +310,8 @@ def _train(self: GPOVAE, options: TrainOptions, directory, progress: bool) -> pd
         prior=edges and _edge_frame(edges),
         prior_strength=options.prior_strength,
         is_resumed=is_resumable(directory),
+        # other processes fit the same network; one of them keeps it
+        state=Path(directory) / "network" if directory and processes.rank == 0 else None,
     )
     history = fit(
         built.vae,
@@ -331,7 +350,7 @@ def predict(
     perturbations: list[str] | str | None = None,
     *,
     unseen: str = "refuse",
-    prior: pd.DataFrame | None = None,
+    prior: pd.DataFrame | str | Path | None = None,
     progress: bool = False,
 ) -> ad.AnnData:
     """Average treatment effects of perturbations as they were done, in log2 units.
@@ -344,9 +363,10 @@ def predict(
         Such as "GATA1" or "CEBPA+KLF1". None takes all that were trained.
     unseen : {"refuse", "network"}
         What to do with a target that was never trained.
-    prior : DataFrame, optional
-        Known edges (source, target, sign: 1, -1, or 0 for unknown), for unseen targets only;
-        believed as far as trained perturbations confirm them.
+    prior : DataFrame, str or Path, optional
+        Known edges (source, target, sign: 1, -1, or 0 for unknown), or anything that
+        `evaluate.curated.read_network` reads, for unseen targets only; believed as far as trained
+        perturbations confirm them.
     progress : bool, default False
         Show progress bars.
 
@@ -378,6 +398,9 @@ def _predict(self: GPOVAE, perturbations, unseen: str, prior, progress: bool) ->
     wanted = [perturbations] if isinstance(perturbations, str) else perturbations
     wanted = run.labels if wanted is None else list(wanted)
     check_prior(run, unseen, prior)
+    if prior is not None:
+        genes = [*run.genes, *run.nodes.index]
+        prior = read_network(prior, screen_names(self.adata) if self.adata is not None else genes)
     in_screen = {*run.genes, *run.nodes.index}
     names = check_perturbations(wanted, run.trained_genes, in_screen, unseen)
 
@@ -386,6 +409,55 @@ def _predict(self: GPOVAE, perturbations, unseen: str, prior, progress: bool) ->
     prediction = predict_effects(run, names, self._unseen, prior=prior, progress=progress)
     prediction.obs_names = pd.Index(wanted)
     return prediction
+
+# %% ../nbs/api/10_api.ipynb #8372b15f
+@patch
+def reach(
+    self: GPOVAE,
+    profile: pd.Series | pd.DataFrame | str | Path,
+    *,
+    pairs: bool = True,
+    others: str = "unchanged",
+    unknown: str = "refuse",
+    top: int = 20,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Perturbations whose predicted effect comes nearest to a wanted profile.
+
+    Parameters
+    ----------
+    profile : Series, DataFrame, str or Path
+        Gene -> wanted effect in log2 units, as `predict` gives it; of a table or file, in the
+        columns gene and effect_log2, or log2_fold_change of mean expression.
+    pairs : bool, default True
+        Also pairs of the perturbed genes, trained or not.
+    others : {"unchanged", "ignore"}
+        What genes that the profile does not name are to do.
+    unknown : {"refuse", "ignore"}
+        What to do with genes that the screen did not measure.
+    top : int, default 20
+        Rows of the table.
+    progress : bool, default False
+        Show progress bars.
+
+    Returns
+    -------
+    DataFrame
+        Best score first, with the columns of `gpovae.evaluate.reach`.
+
+    Raises
+    ------
+    GpovaeError
+        For what is no profile, genes that were not measured, and before training.
+
+    Examples
+    --------
+    >>> model.reach("target.csv", pairs=False)
+    """
+    check_settings(locals(), GPOVAE.reach.__annotations__)
+    run = self._trained()
+    wanted = wanted_state(run, profile, others, unknown)
+    return nearest(candidates(run, progress), wanted, pairs=pairs, top=top)
 
 # %% ../nbs/api/10_api.ipynb #497de41a
 @patch
@@ -522,8 +594,9 @@ def explain(
     why = explain_effect(run.vae.grn, known.dose, nodes, source, target, n_paths)
     if target is None:
         return why
-    effect = self.predict(canonical(source)).to_df()[target].to_numpy()
-    return compared(run, why, canonical(source), target, effect)
+    label = canonical(source, genes=run.trained_genes)
+    effect = self.predict(label).to_df()[target].to_numpy()
+    return compared(run, why, label, target, effect)
 
 # %% ../nbs/api/10_api.ipynb #a3d0c1e4
 @patch
@@ -532,8 +605,8 @@ def cut(self: GPOVAE, edges: Sequence[tuple[str, str]]) -> GPOVAE:
 
     Parameters
     ----------
-    edges : list of (str, str)
-        Source and target of each.
+    edges : list of (str, str), or DataFrame
+        Source and target of each; rows of `network()` are taken, too.
 
     Returns
     -------
@@ -549,7 +622,10 @@ def cut(self: GPOVAE, edges: Sequence[tuple[str, str]]) -> GPOVAE:
     --------
     >>> model.cut([("GATA1", "HBE1")]).predict("GATA1")
     """
-    if any(not isinstance(e, (tuple, list)) or len(e) != 2 for e in edges):
+    if isinstance(edges, pd.DataFrame) and {"source", "target"} <= set(edges):
+        edges = edges[["source", "target"]].to_numpy()
+    edges = [tuple(e) if np.ndim(e) == 1 else e for e in edges]
+    if any(not isinstance(e, tuple) or len(e) != 2 for e in edges):
         raise GpovaeError(
             f"cut takes a list of pairs, such as [('GATA1', 'HBE1')], and got {edges!r:.60}."
         )
@@ -699,6 +775,7 @@ def evaluate(
     thorough: bool = True,
     seed: int = 0,
     progress: bool = False,
+    scheduler: str | None = None,
 ) -> Scores:
     """Scores of the predictions and of the network on test cells.
 
@@ -714,6 +791,8 @@ def evaluate(
         Decides all draws.
     progress : bool, default False
         Show progress bars.
+    scheduler : str, optional
+        Of a Dask cluster whose workers measure effects; None computes in this process.
 
     Returns
     -------
@@ -731,7 +810,8 @@ def evaluate(
     See the chapter `gpovae.evaluate.scores`.
     """
     check_settings(locals(), GPOVAE.evaluate.__annotations__)
-    return self._evaluate(others or {}, known, thorough, seed, progress)
+    with cluster(scheduler):
+        return self._evaluate(others or {}, known, thorough, seed, progress)
 
 # %% ../nbs/api/10_api.ipynb #958d1855
 @patch
@@ -754,11 +834,12 @@ def _evaluate(self: GPOVAE, others: dict, known, thorough: bool, seed: int, prog
     check_split(run, screen)
     trained, held_out = tested_perturbations(run, screen)
     unseen = self.predict(held_out, unseen="network") if held_out else None
+    n_drawn = cells_to_draw(len(trained), len(self.genes))
     tables = dict(
         others=self._tables(others, trained),
         unseen=unseen.to_df() if held_out else None,
         evidence=unseen.obs["evidence"] if held_out else None,
-        drawn=self.sample(trained, seed=seed, progress=progress) if thorough else None,
+        drawn=self.sample(trained, n_drawn, seed=seed, progress=progress) if thorough else None,
         known=known,
     )
     effects, edges = self.predict(trained).to_df(), self.network(min_probability=0)
@@ -836,10 +917,10 @@ def load(
     """
     check_settings(dict(path=path, adata=adata, data=data), GPOVAE.load.__annotations__)
     model = _of_saved(cls, RunFolder(path).read())
-    screen = recorded_screen(model.data) if adata is None and data else adata
+    screen = recorded_screen(model.data, model.settings) if adata is None and data else adata
     model.adata = None if screen is None else with_genes(screen, model.genes)
-    if adata is not None and Key.split in adata.obs:
-        _warn_of_other_cells(adata, model)
+    if screen is not None and Key.split in screen.obs:
+        _warn_of_other_cells(screen, model)
     return model
 
 # %% ../nbs/api/10_api.ipynb #57a65c32
@@ -855,14 +936,21 @@ def _of_saved(cls: type, run: Run) -> "GPOVAE":
 
 
 def _warn_of_other_cells(adata: ad.AnnData, model: GPOVAE) -> None:
-    if cells_identity(Screen(adata)) != model.cells:
+    screen = Screen(adata)
+    if cells_identity(screen) != model.cells:
         warnings.warn(
             "These are other cells, or another split, than this model was trained with. It predicts"
             " as ever; scores on these cells may be scores on its training cells.",
             stacklevel=3,
         )
+    elif is_other_screen(model.run, screen):
+        warnings.warn(
+            "These cells have other labels, counts, genes or batches than when this model was"
+            " trained with them: the screen was prepared anew since.",
+            stacklevel=3,
+        )
 
-# %% ../nbs/api/10_api.ipynb #7c49f254
+
 def differences(model: GPOVAE, folder: str | Path, **options) -> list[str] | None:
     """In what a finished run in a folder differs from a training that is asked for, in words.
 

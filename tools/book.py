@@ -171,8 +171,8 @@ def _run_in_kernel(nb, folder: Path) -> None:
 
 
 def numbers(cell) -> list[float]:
-    """Every number that a cell prints or shows as plain text, memory addresses and durations left
-    out.
+    """Every number that a cell prints or shows as plain text; memory addresses, colours, durations
+    and versions are left out.
     """
     texts = [
         (
@@ -182,7 +182,13 @@ def numbers(cell) -> list[float]:
         )
         for o in cell.get("outputs", [])
     ]
-    text = re.sub(r"0x[0-9a-fA-F]+|\x1b\[[0-9;]*m|\d[\d.]* ?(?:s|ms|min)\b", "", "\n".join(texts))
+    left_out = (
+        r"0x[0-9a-fA-F]+",  # address
+        r"\x1b\[[0-9;]*m",  # colour
+        r"\d[\d.]* ?(?:s|ms|min)\b",  # duration
+        r"\b\d+\.\d+\.\d+[\w.+]*",  # version
+    )
+    text = re.sub("|".join(left_out), "", "\n".join(texts))
     return [
         float(t)
         for t in re.findall(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?(?![\w])", text)

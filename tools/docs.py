@@ -88,22 +88,25 @@ def toctree(title, pages) -> str:
     return f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n" + "\n".join(pages) + "\n```"
 
 
-def help_text(command, *names) -> str:
+def help_text(*names) -> str:
     "What a command prints with --help."
-    import click
+    from click.testing import CliRunner
 
-    context = click.Context(command, info_name=" ".join(names))
-    context.terminal_width = context.max_content_width = 100
-    return f"```text\n{command.get_help(context)}\n```"
+    from gpovae.app.cli import main
+
+    shell = CliRunner(env=dict(COLUMNS="100", NO_COLOR="1"))
+    printed = shell.invoke(main, [*names, "--help"], prog_name="gpovae").output
+    lines = [line.rstrip() for line in printed.splitlines()]
+    return "```text\n" + "\n".join(lines).strip() + "\n```"
 
 
 def command_line() -> str:
     "Every command with its help."
     from gpovae.app.cli import main
 
-    page = "# The gpovae command\n\n" + help_text(main, "gpovae")
-    for name, command in main.commands.items():
-        page += f"\n\n## gpovae {name}\n\n{help_text(command, 'gpovae', name)}"
+    page = "# The gpovae command\n\n" + help_text()
+    for name in main.commands:
+        page += f"\n\n## gpovae {name}\n\n{help_text(name)}"
     return page + "\n"
 
 

@@ -1,14 +1,17 @@
 """Does gpovae work with the oldest and the newest versions that settings.ini allows?
 
-    python tools/versions.py                # both; one of them: lowest, newest
+    python tools/versions.py                # both on every Python here; or lowest, or newest
+    python tools/versions.py newest 3.13    # on these Pythons only
 
 Builds the wheel, installs it into a fresh environment outside the checkout, and there runs the
 quickstart, `gpovae demo`, and a quick part of the tests. torch alone is that of constraints.txt in
-both. Prints what was installed; exit status 1 where something fails.
+both. Prints what was installed, and which Pythons are not here; exit status 1 where something
+fails.
 """
 
 import configparser
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +32,30 @@ def requirements(key="requirements"):
     s = configparser.ConfigParser()
     s.read(ROOT / "settings.ini", encoding="utf-8")
     return [Requirement(r) for r in s["DEFAULT"][key].split()]
+
+
+def pythons(wanted):
+    "Interpreters of these versions, on PATH or of pyenv; and the versions that are not here."
+    here, missing = {}, []
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    for version in wanted:
+        installed = sorted(root.glob(f"versions/{version}.*/bin/python"))
+        candidates = [shutil.which(f"python{version}"), *installed, Path(sys.executable)]
+        found = [str(c) for c in candidates if c and _is(c, version)]
+        if found:
+            here[version] = found[0]
+        else:
+            missing.append(version)
+    return here, missing
+
+
+def _is(python, version):
+    "Does this interpreter run, and is it of that version?"
+    code = "import sys; print('%d.%d' % tuple(sys.version_info[:2]))"
+    if not Path(python).exists():
+        return False
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True)
+    return done.stdout.strip() == version
 
 
 def pins(which):
@@ -74,13 +101,13 @@ def run(what, command, folder):
     return done.returncode == 0
 
 
-def check(which, wheel, folder):
+def check(which, interpreter, wheel, folder):
     "True where all of it passes."
-    print(which, flush=True)
+    print(f"{folder.name}, {interpreter}", flush=True)
     folder.mkdir()
     (folder / "pins.txt").write_text("\n".join(pins(which)) + "\n")
     python = folder / "venv/bin/python"
-    if not run("environment", [sys.executable, "-m", "venv", folder / "venv"], folder) or not run(
+    if not run("environment", [interpreter, "-m", "venv", folder / "venv"], folder) or not run(
         "installation",
         [
             python,
@@ -152,17 +179,28 @@ def check(which, wheel, folder):
     )
 
 
-if __name__ == "__main__":
+def main(arguments):
+    "Every Python here, with the lowest and the newest versions; one environment at a time."
+    config = configparser.ConfigParser()
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    stated = config["DEFAULT"]["pythons"].split()
+    here, missing = pythons([a for a in arguments if a in stated] or stated)
+    for version in missing:
+        print(f"Python {version} is not installed here: skipped.", flush=True)
+
+    ends = [a for a in arguments if a in ("lowest", "newest")] or ["lowest", "newest"]
+    passed = bool(here)
     with tempfile.TemporaryDirectory(prefix="gpovae-versions-") as tmp:
-        subprocess.run(
-            [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp, str(ROOT)],
-            check=True,
-        )
-        sys.exit(
-            not all(
-                [
-                    check(which, next(Path(tmp).glob("*.whl")), Path(tmp) / which)
-                    for which in sys.argv[1:] or ("lowest", "newest")
-                ]
-            )
-        )
+        command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp, str(ROOT)]
+        subprocess.run(command, check=True)
+        wheel = next(Path(tmp).glob("*.whl"))
+        for version, interpreter in here.items():
+            for which in ends:
+                folder = Path(tmp) / f"{version}-{which}"
+                passed &= check(which, interpreter, wheel, folder)
+                shutil.rmtree(folder)  # several GB
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

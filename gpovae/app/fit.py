@@ -10,14 +10,24 @@ __all__ = ['prepare', 'datasets', 'train', 'sweep']
 import json
 import shlex
 import sys
-import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from .shell import in_file, options_of, out_file, out_folder, quiet_option, stage
+from gpovae.app.shell import (
+    answer,
+    command,
+    in_file,
+    json_option,
+    options_of,
+    out_file,
+    out_folder,
+    quiet_option,
+    scheduler_option,
+    stage,
+)
 from ..core.errors import GpovaeError
 from ..core.options import option
 from ..data.options import PrepareOptions
@@ -30,23 +40,26 @@ def _typed(ctx: click.Context, options: dict) -> dict:
     return {k: v for k, v in options.items() if ctx.get_parameter_source(k) is typed}
 
 # %% ../../nbs/app/30_fit.ipynb #3f88bb55
-def _prepared_line(path: Path, is_new: bool) -> str:
+def _say_prepared(path: Path, is_new: bool, as_json: bool) -> None:
     "What was prepared, in a line."
     from gpovae.data.files import open_screen
     from gpovae.data.screen import Key
 
     adata = open_screen(path)
     worked = adata.uns[Key.perturbations]["worked"]
-    line = (
+    n_worked, n_perturbations = (worked == "yes").sum(), (worked != "held out").sum()
+    text = (
         f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes,"
-        f" {(worked == 'yes').sum()} of {(worked != 'held out').sum()} perturbations worked"
+        f" {n_worked} of {n_perturbations} perturbations worked"
     )
-    if is_new:
-        return line
-    return (
-        f"{line} (nothing to do: it was made from this file with these settings; --force prepares"
-        " again)"
-    )
+    if not is_new:
+        text += (
+            " (nothing to do: it was made from this file with these settings; --force prepares"
+            " again)"
+        )
+    facts = dict(n_cells=adata.n_obs, n_genes=adata.n_vars, n_worked=n_worked)
+    facts |= dict(n_perturbations=n_perturbations, is_new=is_new)
+    answer(text, as_json, file=path, **facts)
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b0013
 _prepare_options = options_of(
@@ -62,7 +75,24 @@ _prepare_options = options_of(
 )
 
 # %% ../../nbs/app/30_fit.ipynb #d0882f2f
-@click.command()
+def _check_memory(raw: Path) -> None:
+    "Refuse a preparation that would take more than there is; asked is the header of an .h5ad."
+    from gpovae.core.memory import free_memory
+    from gpovae.train.memory import choose, preparing, sizes
+
+    if raw.suffix != ".h5ad" or not raw.is_file():
+        return
+    try:
+        needs = preparing(sizes(raw))
+    except GpovaeError:
+        return  # whoever reads the file says what is wrong with it
+    choose("preparation", needs, free_memory())
+
+# %% ../../nbs/app/30_fit.ipynb #d0882f30
+@command(
+    "gpovae prepare raw.h5ad prepared.h5ad",
+    "gpovae prepare raw.h5ad prepared.h5ad --perturbation-key gene --control NT --batch-key lane",
+)
 @click.argument("raw")
 @click.argument("prepared", type=out_file)
 @_prepare_options
@@ -77,9 +107,11 @@ _prepare_options = options_of(
     is_flag=True,
     help="Prepare again although PREPARED was made from RAW with these settings.",
 )
+@scheduler_option
+@json_option
 @quiet_option
 @click.pass_context
-def prepare(ctx, raw, prepared, *, cells, force, quiet, **options):
+def prepare(ctx, raw, prepared, *, cells, force, scheduler, as_json, quiet, **options):
     """Check and annotate a screen, with the memory of a few blocks.
 
     Reads RAW (.h5ad, .zarr, .h5 or folder of Cell Ranger, gzipped or not; or a name that `gpovae
@@ -88,17 +120,17 @@ def prepare(ctx, raw, prepared, *, cells, force, quiet, **options):
     """
     from gpovae.data.prepare import prepare_file
 
+    _check_memory(Path(raw))
     try:
         with stage("prepare", quiet):
-            is_new = prepare_file(
-                raw, prepared, cells, force, progress=not quiet, **_typed(ctx, options)
-            )
+            how = dict(progress=not quiet, scheduler=scheduler)
+            is_new = prepare_file(raw, prepared, cells, force, **how, **_typed(ctx, options))
     except KeyboardInterrupt:
         line = ctx.meta["line"]
         text = f"Interrupted. To go on with the first step that was not done: {line}"
         click.echo(text, err=True)
         ctx.exit(130)
-    click.echo(_prepared_line(prepared, is_new))
+    _say_prepared(prepared, is_new, as_json)
 
 # %% ../../nbs/app/30_fit.ipynb #d0884e1e
 def _dataset_lines(name: str, entry) -> str:
@@ -111,42 +143,56 @@ def _dataset_lines(name: str, entry) -> str:
     return f"{name}\n    {entry.title}\n    {facts}\n    {entry.citation}"
 
 # %% ../../nbs/app/30_fit.ipynb #82274153
-@click.command()
+@command("gpovae datasets")
+@json_option
 @quiet_option
-def datasets(quiet):
+def datasets(as_json, quiet):
     "List the screens that can be named instead of a file."
     from gpovae.data.datasets import available
     from gpovae.data.download import data_folder
 
-    for name, entry in available().iterrows():
-        click.echo(_dataset_lines(name, entry))
-    click.echo(f"\nFiles lie in {data_folder()} (set GPOVAE_DATA for another place).")
+    table = available()
+    lines = [_dataset_lines(name, entry) for name, entry in table.iterrows()]
+    lines.append(f"\nFiles lie in {data_folder()} (set GPOVAE_DATA for another place).")
+    rows = table.reset_index(names="name")
+    answer("\n".join(lines), as_json, folder=data_folder(), datasets=rows)
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b0007
-def _open(path: Path, on_disk: bool | None, settings, quiet: bool):
-    "The prepared screen; None decides by the memory that is free (`gpovae.train.memory`)."
+def _place(path: Path, on_disk: bool | None, settings, n_processes: int):
+    "Where the counts shall lie; None decides by the memory that is free (`gpovae.train.memory`)."
     from gpovae.core.memory import free_memory
-    from gpovae.data.files import open_screen, read_screen
-    from gpovae.train.memory import choose, sizes
+    from gpovae.train.memory import choose, sizes, training
 
-    choice = choose(sizes(path), settings, free_memory(), on_disk)
-    if not quiet:
-        click.echo(choice.line, err=True)
-    if choice.too_much:
-        warnings.warn(choice.too_much, stacklevel=2)
-    return open_screen(path) if choice.on_disk else read_screen(path)
+    free = free_memory()
+    # others on this machine take as much
+    free = free._replace(bytes=free.bytes // n_processes)
+    return choose("training", training(sizes(path), settings), free, on_disk)
 
 # %% ../../nbs/app/30_fit.ipynb #fab5150c
-def _model(prepared: Path, quiet: bool, *, preset: str, settings: tuple, on_disk: bool | None):
-    "To be trained on a prepared screen."
-    from gpovae import GPOVAE
+def _changed(settings: tuple) -> dict:
+    "What is not to be the preset's, from the texts NAME=VALUE."
     from gpovae.core.options import read_settings
-    from gpovae.model.presets import Settings, make_settings
+    from gpovae.model.presets import Settings
 
     read = read_settings(Settings, settings, several=False)
-    changed = {name: value for name, (value,) in read.items()}
-    screen = _open(prepared, on_disk, make_settings(preset, **changed), quiet)
-    return GPOVAE(screen, preset=preset, **changed)
+    return {name: value for name, (value,) in read.items()}
+
+
+def _choice(training: "_Training", n_processes: int):
+    "Where the counts shall lie, as asked for or as there is room."
+    from gpovae.model.presets import make_settings
+
+    preset, on_disk = (training.model[name] for name in ("preset", "on_disk"))
+    settings = make_settings(preset, **_changed(training.model["settings"]))
+    return _place(training.prepared, on_disk, settings, n_processes)
+
+
+def _model(training: "_Training", read):
+    "To be trained on the prepared screen, which `read` reads."
+    from gpovae import GPOVAE
+
+    changed = _changed(training.model["settings"])
+    return GPOVAE(read(training.prepared), preset=training.model["preset"], **changed)
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b0008
 @dataclass
@@ -192,11 +238,14 @@ def _is_finished(training: _Training) -> bool:
     if not (training.folder / "settings.json").exists() or training.state.exists():
         return False
     from gpovae.api import differences
+    from gpovae.data.files import open_screen, read_screen
+    from gpovae.train.memory import sizes
 
     names = ("seed", "max_epochs", "prior", "prior_strength")
     wanted = {name: training.options[name] for name in names}
-    model = _model(training.prepared, True, **training.model)
-    different = differences(model, training.folder, **wanted)
+    # the counts are not needed
+    read = open_screen if sizes(training.prepared).layout == "csr" else read_screen
+    different = differences(_model(training, read), training.folder, **wanted)
     if different:
         raise GpovaeError(
             f"{training.folder} holds a finished run of another training ({', '.join(different)})."
@@ -205,10 +254,15 @@ def _is_finished(training: _Training) -> bool:
     return different == []
 
 # %% ../../nbs/app/30_fit.ipynb #fab533fb
-def _train(training: _Training, is_first: bool) -> None:
+def _train(training: _Training, is_first: bool, n_processes: int) -> None:
     "Train in this process, and write if it is the first of its group."
+    from gpovae.train.memory import placed
+
     quiet = training.quiet
-    model = _model(training.prepared, quiet or not is_first, **training.model)
+    choice = _choice(training, n_processes)
+    if is_first and not quiet:
+        click.echo(choice.line, err=True)
+    model = _model(training, lambda path: placed(path, choice))
     options = {k: v for k, v in training.options.items() if k != "devices"}
     try:
         model.train(progress=not quiet, directory=training.folder, **options)
@@ -235,16 +289,17 @@ def _words(ctx: click.Context, **other):
                 yield from (p.opts[0], str(v))
 
 # %% ../../nbs/app/30_fit.ipynb #fab571d9
-def _in_processes(ctx: click.Context, devices: int, folder: Path) -> None:
-    "The same command in several processes, of which the first writes to `folder`."
+def _in_processes(ctx: click.Context, devices: int, training: _Training) -> None:
+    "The same command in several processes, of which the first writes to the folder."
     from gpovae.train.distributed import launch
 
     worker = "from gpovae.app.cli import worker; worker()"
-    words = _words(ctx, devices=None, strategy="ddp")
+    needs_disk = _choice(training, devices).on_disk  # decided once for all
+    words = _words(ctx, devices=None, strategy="ddp", on_disk=needs_disk)
     command = [sys.executable, "-c", worker, "train", *words]
 
     def written():
-        path = folder / "settings.json"
+        path = training.folder / "settings.json"
         return path.stat().st_mtime_ns if path.exists() else None
 
     before = written()
@@ -267,9 +322,9 @@ def _run_training(ctx: click.Context, training: _Training, group) -> None:
             stage("train", training.quiet or group.launcher),
         ):
             if devices in (None, group.world, group.local):
-                _train(training, is_first)
+                _train(training, is_first, group.local)
             else:
-                _in_processes(ctx, devices, training.folder)
+                _in_processes(ctx, devices, training)
     except KeyboardInterrupt as error:
         if not ctx.obj:
             nothing = "Nothing was written. To start again"
@@ -279,6 +334,16 @@ def _run_training(ctx: click.Context, training: _Training, group) -> None:
         ctx.exit(130)
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b000d
+def _say_finished(training: _Training, as_json: bool) -> None:
+    "Say of a finished run that there is nothing to do."
+    ended = training.ended()
+    text = (
+        f"{training.folder}: {ended['summary']} (nothing to do: it was trained on this screen with"
+        " these settings; --force trains again)"
+    )
+    answer(text, as_json, folder=training.folder, is_new=False, **ended)
+
+
 def _conclude(ctx: click.Context, training: _Training) -> None:
     "Say how the training ended; reports of an earlier run in the folder go."
     for name in ("evaluate", "report"):
@@ -286,7 +351,8 @@ def _conclude(ctx: click.Context, training: _Training) -> None:
             (training.folder / f"{name}.{kind}").unlink(missing_ok=True)
 
     ended = training.ended()
-    click.echo(f"{training.folder}: {ended['summary']}")
+    text = f"{training.folder}: {ended['summary']}"
+    answer(text, ctx.params["as_json"], folder=training.folder, is_new=True, **ended)
     if training.state.exists():
         click.echo(f"The run can be used as it is. To go on: {ctx.meta['line']}", err=True)
     if ended["by"] == "interrupt":
@@ -312,12 +378,16 @@ _train_options = options_of(
     max_epochs=click.IntRange(1),
     max_time="TIME",
     devices=click.IntRange(1),
+    threads=click.IntRange(1),
     prior=in_file,
     prior_strength=click.FloatRange(0),
 )
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b000e
-@click.command()
+@command(
+    "gpovae train prepared.h5ad --out run/",
+    "gpovae train prepared.h5ad --out run/ --max-time 2h --set particles=5",
+)
 @click.argument("prepared", type=in_file)
 @click.option("--out", "folder", required=True, type=out_folder, help="Folder for the trained run.")
 @click.option(
@@ -327,9 +397,10 @@ _train_options = options_of(
 @click.option("--force", is_flag=True, help="Train, although OUT holds a finished run.")
 @_on_disk_option
 @_set_option
+@json_option
 @quiet_option
 @click.pass_context
-def train(ctx, prepared, folder, *, preset, settings, on_disk, force, quiet, **options):
+def train(ctx, prepared, folder, *, preset, settings, on_disk, force, as_json, quiet, **options):
     """Train on a prepared screen.
 
     Says first what it will cost; writes the run (weights, settings, history) to the folder OUT.
@@ -347,10 +418,7 @@ def train(ctx, prepared, folder, *, preset, settings, on_disk, force, quiet, **o
     if is_first:
         _check_folder(folder)
     if not (force or is_worker) and processes.world == 1 and _is_finished(training):
-        return click.echo(
-            f"{folder}: {training.ended()['summary']} (nothing to do: it was trained on this screen"
-            " with these settings; --force trains again)"
-        )
+        return _say_finished(training, as_json)
     _run_training(ctx, training, processes)
     if is_first and not is_worker:
         _conclude(ctx, training)
@@ -403,11 +471,12 @@ def _plan(screens, folder: Path, quiet: bool, *, presets, seeds, settings, max_e
     )
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b0011
-def _print_jobs(jobs: list) -> None:
+def _print_jobs(jobs: list, as_json: bool) -> None:
     from gpovae.experiments.runner import state
 
-    for job in jobs:
-        click.echo(f"{state(job).name:<11} {shlex.join(job.line)}")
+    rows = [dict(state=state(job).name, line=shlex.join(job.line)) for job in jobs]
+    lines = (f"{row['state']:<11} {row['line']}" for row in rows)
+    answer("\n".join(lines), as_json, jobs=rows)
 
 # %% ../../nbs/app/30_fit.ipynb #08c35e75
 def _sweep_interrupted(name: str, jobs: list) -> click.exceptions.Exit:
@@ -421,7 +490,7 @@ def _sweep_interrupted(name: str, jobs: list) -> click.exceptions.Exit:
     return click.exceptions.Exit(130)
 
 # %% ../../nbs/app/30_fit.ipynb #0d1b0012
-def _print_sweep(name: str, folder: Path, table, page, quiet: bool) -> None:
+def _print_sweep(name: str, folder: Path, table, page, *, quiet: bool, as_json: bool) -> None:
     "How many jobs are done, and where the report is; jobs that failed end in status 1."
     done = table[table["state"] == "done"]
     failed = table[table["state"] == "failed"]
@@ -430,7 +499,8 @@ def _print_sweep(name: str, folder: Path, table, page, quiet: bool) -> None:
             click.echo(f"Note: {row.job} is not in the report: {row.why}.", err=True)
 
     report = f"\n{page}" if page else "; the report follows when all have ended"
-    click.echo(f"{name}: {len(done)} of {len(table)} jobs done{report}")
+    text = f"{name}: {len(done)} of {len(table)} jobs done{report}"
+    answer(text, as_json, folder=folder, jobs=table, report=page)
     if len(failed):
         reasons = "\n".join(f"{row.job}: {row.why}" for row in failed.itertuples())
         raise click.ClickException(
@@ -439,7 +509,7 @@ def _print_sweep(name: str, folder: Path, table, page, quiet: bool) -> None:
         )
 
 # %% ../../nbs/app/30_fit.ipynb #99758d45
-@click.command()
+@command("gpovae sweep prepared.h5ad --out sweep/ --seeds 0-4 --presets corrected,paper")
 @click.argument("screens", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
@@ -450,8 +520,10 @@ def _print_sweep(name: str, folder: Path, table, page, quiet: bool) -> None:
 )
 @options_of(_SweepOptions, max_epochs=click.IntRange(1), workers=click.IntRange(1), part="I/N")
 @_values_option
+@scheduler_option
+@json_option
 @quiet_option
-def sweep(screens, folder, *, part, workers, dry_run, quiet, **options):
+def sweep(screens, folder, *, part, workers, dry_run, scheduler, as_json, quiet, **options):
     """Train on every combination of SCREENS, presets, settings and seeds, and compare.
 
     Each job is one `gpovae train` in a process and a folder of its own; what is done is left
@@ -465,9 +537,11 @@ def sweep(screens, folder, *, part, workers, dry_run, quiet, **options):
     chosen = slice(first - 1, None, step)
     name = f"{folder}, part {first} of {step}" if step > 1 else f"{folder}"
     if dry_run:
-        return _print_jobs(jobs[chosen])
+        return _print_jobs(jobs[chosen], as_json)
     try:
-        table, page = sweeps.sweep(jobs, folder, part, workers, progress=not quiet)
+        table, page = sweeps.sweep(
+            jobs, folder, part, workers, progress=not quiet, scheduler=scheduler
+        )
     except KeyboardInterrupt:
         raise _sweep_interrupted(name, jobs[chosen]) from None
-    _print_sweep(name, folder, table.iloc[chosen], page, quiet)
+    _print_sweep(name, folder, table.iloc[chosen], page, quiet=quiet, as_json=as_json)

@@ -8,9 +8,11 @@ __all__ = ['names', 'title', 'parameters', 'read_values', 'run']
 
 # %% ../../nbs/app/15_reports.ipynb #1fa3fcbf
 import sys
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
+import anndata as ad
 import nbformat
 import pandas as pd
 from ipykernel.kernelspec import get_kernel_dict
@@ -20,9 +22,13 @@ from jupyter_client.kernelspec import KernelSpec
 from ..api import GPOVAE
 from .page import page
 from ..core.errors import GpovaeError
+from ..core.memory import free_memory
 from ..core.options import check_settings
 from ..core.progress import Bar
 from ..core.provenance import complete
+from ..data.files import open_screen
+from ..model.presets import make_settings
+from ..train.memory import choose, evaluating, placed, sizes
 
 # %% ../../nbs/app/15_reports.ipynb #ee365a57
 class ThisInterpreter(AsyncKernelManager):
@@ -261,9 +267,17 @@ def run(name: str, folder: str | Path, /, progress: bool = True, **values) -> di
     return {kind: path for kind, path in places.items() if path.exists()}
 
 # %% ../../nbs/app/15_reports.ipynb #1cd794de
-def trained(run: str | Path) -> GPOVAE:
-    "A trained model with its screen; refuses a run whose screen is gone."
-    model = GPOVAE.load(run)  # type: ignore[attr-defined]
+def prepared(path: str | Path, need: Callable = evaluating) -> ad.AnnData:
+    "A prepared screen, its counts where there is room for what the report does with them."
+    needs = need(sizes(Path(path)), make_settings())
+    return placed(Path(path), choose("this report", needs, free_memory()))
+
+
+def trained(run: str | Path, on_disk: bool = False) -> GPOVAE:
+    "A trained model with its screen, in memory or on disk; refuses one whose screen is gone."
+    model = GPOVAE.load(run, data=not on_disk)  # type: ignore[attr-defined]
+    if on_disk and model.data and Path(model.data).exists():
+        model = GPOVAE.load(run, open_screen(model.data))  # type: ignore[attr-defined]
     if model.adata is None:
         raise GpovaeError(
             f"The prepared screen of {str(run)!r} is not where its settings.json says"

@@ -13,12 +13,16 @@ from pathlib import Path
 import click
 
 from gpovae.app.shell import (
+    answer,
+    command,
     in_file,
     in_folder,
+    json_option,
     out_file,
     out_folder,
     quiet_option,
     run_argument,
+    scheduler_option,
     seed_option,
     stage,
 )
@@ -30,11 +34,21 @@ def _lines(paths) -> str:
 
 # %% ../../nbs/app/40_show.ipynb #d6e50cce
 def _sidecar(files: dict[str, Path]) -> dict:
-    "The results that a report leaves beside its page."
-    return json.loads(files["json"].read_text())
+    "The results that a report leaves beside its page; some leave none."
+    return json.loads(files["json"].read_text()) if "json" in files else {}
+
+# %% ../../nbs/app/40_show.ipynb #e1eda95a
+_known_option = click.option(
+    "--known",
+    "lists",
+    multiple=True,
+    type=in_file,
+    help="Known edges or complexes (TRRUST, CollecTRI, DoRothEA, RegNetwork, CORUM, STRING,"
+    " BioGRID, GMT, or a plain table); may be given several times.  [default: none]",
+)
 
 # %% ../../nbs/app/40_show.ipynb #87a9962d
-@click.command()
+@command("gpovae evaluate run/ --quick", "gpovae evaluate run/ --known known.csv --other other/")
 @run_argument()
 @click.option(
     "--other",
@@ -43,14 +57,7 @@ def _sidecar(files: dict[str, Path]) -> dict:
     help="Folder of another run on the same screen, to stand in the same tables; may be given"
     " several times.  [default: none]",
 )
-@click.option(
-    "--known",
-    "lists",
-    multiple=True,
-    type=in_file,
-    help="Known edges or complexes (TRRUST, CollecTRI, DoRothEA, RegNetwork, CORUM, STRING,"
-    " BioGRID, GMT, or a plain table); may be given several times.  [default: none]",
-)
+@_known_option
 @click.option(
     "--vae-baselines",
     is_flag=True,
@@ -61,8 +68,10 @@ def _sidecar(files: dict[str, Path]) -> dict:
     "--quick", is_flag=True, help="Leave out drawn cells, likelihood of cells and boosted trees."
 )
 @seed_option
+@scheduler_option
+@json_option
 @quiet_option
-def evaluate(run, *, other, lists, vae_baselines, quick, seed, quiet):
+def evaluate(run, *, other, lists, vae_baselines, quick, seed, scheduler, as_json, quiet):
     """Score RUN on cells it has not seen.
 
     Prints the model beside baselines and ceiling; writes RUN/evaluate.html, evaluate.ipynb and
@@ -72,33 +81,39 @@ def evaluate(run, *, other, lists, vae_baselines, quick, seed, quiet):
 
     values = dict(run=str(run.absolute()), vae_baselines=vae_baselines, seed=seed)
     values |= dict(others=_lines(other), known=_lines(lists), thorough=not quick)
+    values |= dict(scheduler=scheduler or "")
     with stage("evaluate", quiet):
         files = reports.run("evaluate", run, progress=not quiet, **values)
-    click.echo(f"{_sidecar(files)['text']}\n\n{files['html']}")
+    results = _sidecar(files)
+    answer(f"{results['text']}\n\n{files['html']}", as_json, **results, files=files)
 
 # %% ../../nbs/app/40_show.ipynb #0d1c0007
-def _list_reports(ctx, parameter, listed) -> None:
-    "List the reports and their parameters, and end."
-    if not listed:
-        return
+def _list_reports(as_json: bool) -> None:
+    "List the reports and their parameters."
     from gpovae.app import reports
 
-    for name in reports.names():
-        click.echo(f"{name}: {reports.title(name)}")
-        for key, parameter in reports.parameters(name).iterrows():
-            click.echo(f"    {key} = {parameter.default}  {parameter.help}")
-    ctx.exit()
+    tables = {name: reports.parameters(name) for name in reports.names()}
+    titles = {name: reports.title(name) for name in tables}
+    lines = []
+    for name, table in tables.items():
+        lines.append(f"{name}: {titles[name]}")
+        lines += [f"    {key} = {row.default}  {row.help}" for key, row in table.iterrows()]
+
+    listed = [
+        dict(name=name, title=titles[name], parameters=table.reset_index())
+        for name, table in tables.items()
+    ]
+    answer("\n".join(lines), as_json, reports=listed)
 
 # %% ../../nbs/app/40_show.ipynb #87a9b51c
-@click.command()
+@command(
+    "gpovae report run/",
+    "gpovae report run/ --name network -p top=40 --out network/",
+    "gpovae report --list",
+)
 @run_argument(required=False)
 @click.option(
-    "--list",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list_reports,
-    help="List the reports and their parameters, and do nothing.",
+    "--list", "listed", is_flag=True, help="List the reports and their parameters, and do nothing."
 )
 @click.option("--name", default="report", help="Which report.")
 @click.option(
@@ -115,28 +130,32 @@ def _list_reports(ctx, parameter, listed) -> None:
     type=out_folder,
     help="Folder for NAME.html, NAME.ipynb and NAME.json.  [default: RUN]",
 )
+@json_option
 @quiet_option
-def report(run, *, name, values, folder, quiet):
+def report(run, *, listed, name, values, folder, as_json, quiet):
     """Write a report of RUN, or one that needs no run.
 
     RUN/report.html, report.ipynb and report.json.
     """
     from gpovae.app import reports
 
+    if listed:
+        return _list_reports(as_json)
     if not (run or folder):
         raise click.UsageError("Name the RUN, or a folder as --out.")
     given = dict(run=str(run.absolute())) if run else {}
     given |= reports.read_values(name, values)
     with stage(name, quiet):
         files = reports.run(name, folder or run, progress=not quiet, **given)
-    click.echo(files["html"])
+    answer(files["html"], as_json, **_sidecar(files), files=files)
 
 # %% ../../nbs/app/40_show.ipynb #87a9d40b
-@click.command()
+@command("gpovae compare run/ other/ --out comparison/")
 @click.argument("runs", nargs=-1, required=True, type=in_folder)
 @click.option("--out", "folder", required=True, type=out_folder, help="Folder for the report.")
+@json_option
 @quiet_option
-def compare(runs, *, folder, quiet):
+def compare(runs, *, folder, as_json, quiet):
     """Compare RUNS: presets, seeds, screens.
 
     Writes compare.html, compare.ipynb and compare.json to the folder OUT.
@@ -145,12 +164,13 @@ def compare(runs, *, folder, quiet):
 
     with stage("compare", quiet):
         files = reports.run("compare", folder, progress=not quiet, runs=_lines(runs).strip())
-    for run, reason in _sidecar(files)["left_out"].items():
+    results = _sidecar(files)
+    for run, reason in results["left_out"].items():
         click.echo(f"Note: {run} was left out: {reason}.", err=True)
-    click.echo(files["html"])
+    answer(files["html"], as_json, **results, files=files)
 
 # %% ../../nbs/app/40_show.ipynb #28239b0a
-@click.command()
+@command("gpovae score predicted.h5ad real.h5ad --perturbation-key gene")
 @click.argument("predicted", type=in_file)
 @click.argument("real", type=in_file)
 @click.option(
@@ -158,11 +178,17 @@ def compare(runs, *, folder, quiet):
     default="perturbation",
     help="Column of obs, in both files, that names the perturbation.",
 )
-@click.option("--control", default="non-targeting", help="Label of control cells, in both files.")
+@click.option(
+    "--control",
+    multiple=True,
+    default=["non-targeting"],
+    help="Label of control cells, in both files; may be given several times.",
+)
 @click.option("--out", "file", type=out_file, help="JSON file for the scores.  [default: none]")
 @seed_option
+@json_option
 @quiet_option
-def score(predicted, real, *, file, quiet, **settings):
+def score(predicted, real, *, file, as_json, quiet, **settings):
     """Score generated cells of any model against REAL ones.
 
     Both are .h5ad files with control cells, log-normalised to 10,000 (the convention of
@@ -176,26 +202,33 @@ def score(predicted, real, *, file, quiet, **settings):
     with stage("score", quiet):
         scores = score(read_screen(predicted), read_screen(real), progress=not quiet, **settings)
     write_json(file or "", scores)
-    for key, value in scores.items():
-        click.echo(f"{METRICS[key]:<45} {'-' if value is None else format(value, '.4f')}")
+    lines = [
+        f"{METRICS[key]:<45} {'-' if value is None else format(value, '.4f')}"
+        for key, value in scores.items()
+    ]
+    answer("\n".join(lines), as_json, **scores)
 
 # %% ../../nbs/app/40_show.ipynb #0d1c000a
-def _network_text(run: Path, *, file, kind, min_probability, evidence) -> str:
+def _print_network(run: Path, *, file, kind, min_probability, evidence, as_json) -> None:
     "The table of edges, or the name of the file that was written."
     from gpovae import GPOVAE
 
     model = GPOVAE.load(run, data=False)
     if file is None:
         edges = model.network(min_probability, evidence)
-        return edges.to_csv(sep="\t", index=False, float_format="%.4g").rstrip("\n")
+        text = edges.to_csv(sep="\t", index=False, float_format="%.4g").rstrip("\n")
+        return answer(text, as_json, edges=edges)
     edges = model.export_network(file, min_probability, evidence, kind)
-    return f"{file}: {len(edges)} edges"
+    answer(f"{file}: {len(edges)} edges", as_json, file=file, n_edges=len(edges))
 
 # %% ../../nbs/app/40_show.ipynb #c1d0e0a2
 _formats = click.Choice(["tsv", "csv", "graphml", "cytoscape", "decoupler"])
 
 
-@click.command()
+@command(
+    "gpovae network run/ --min-probability 0.9",
+    "gpovae network run/ --out network.graphml --evidence",
+)
 @run_argument()
 @click.option(
     "--out",
@@ -219,13 +252,14 @@ _formats = click.Choice(["tsv", "csv", "graphml", "cytoscape", "decoupler"])
     help="Add the measured log fold change of the target, its standard error and the number of"
     " cells.",
 )
+@json_option
 @quiet_option
 def network(run, *, quiet, **settings):
     """List the edges of the network of RUN, most probable first.
 
     Prints tab-separated values with one header line, or writes a file for another tool.
     """
-    click.echo(_network_text(run, **settings))
+    _print_network(run, **settings)
 
 # %% ../../nbs/app/40_show.ipynb #0d1c0009
 def _demo_run(dataset: str, folder: Path, *, max_epochs: int, seed: int, quiet: bool) -> None:
@@ -248,7 +282,7 @@ def _demo_run(dataset: str, folder: Path, *, max_epochs: int, seed: int, quiet: 
             model.save(scratch, data=folder / "prepared.h5ad")
 
 # %% ../../nbs/app/40_show.ipynb #3b989954
-@click.command()
+@command("gpovae demo", "gpovae demo --dataset schraivogel2020 --out demo/")
 @click.option(
     "--dataset", default="simulated", help="simulated, or schraivogel2020 (fetched, 6 MB)."
 )
@@ -265,8 +299,9 @@ def _demo_run(dataset: str, folder: Path, *, max_epochs: int, seed: int, quiet: 
     help="At most so many passes over the training cells.",
 )
 @seed_option
+@json_option
 @quiet_option
-def demo(*, dataset, folder, quiet, **settings):
+def demo(*, dataset, folder, as_json, quiet, **settings):
     "From a screen to a report in one go."
     from gpovae.app import reports
 
@@ -274,5 +309,6 @@ def demo(*, dataset, folder, quiet, **settings):
     _demo_run(dataset, folder, quiet=quiet, **settings)
     with stage("evaluate and report", quiet):
         files = reports.run("report", folder, progress=not quiet, run=str(folder.absolute()))
-    verdict = _sidecar(files)["scores"]["verdict"]
-    click.echo(f"{verdict}\n\nThe report: {files['html'].absolute()}")
+    results = _sidecar(files)
+    text = f"{results['scores']['verdict']}\n\nThe report: {files['html'].absolute()}"
+    answer(text, as_json, **results, files=files)

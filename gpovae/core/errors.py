@@ -7,5 +7,20 @@ culprit and the remedy."""
 __all__ = ['GpovaeError']
 
 # %% ../../nbs/core/10_errors.ipynb #3aafaa28
+import re
+
+_NUMPY = re.compile(r"\bnp\.\w+\(('[^']*'|\"[^\"]*\"|[^()]*)\)")
+
+
 class GpovaeError(ValueError):
-    "A mistake in the input or the settings. The message names what is at fault and what to do."
+    """A mistake in the input or the settings.
+
+    Parameters
+    ----------
+    message : str
+        What is at fault (the column, gene, cell or setting), and what to do.
+    """
+
+    def __init__(self, message: str = ""):
+        # names often come from arrays, and NumPy shows them as np.str_('A')
+        super().__init__(_NUMPY.sub(r"\1", str(message)))

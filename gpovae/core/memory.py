@@ -7,12 +7,15 @@ still. What counts is the least of all these, and whose word it is."""
 __all__ = []
 
 # %% ../../nbs/core/50_memory.ipynb #e748d400
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+
+from .errors import GpovaeError
 
 # %% ../../nbs/core/50_memory.ipynb #79afad00
 class Free(NamedTuple):
@@ -24,7 +27,9 @@ class Free(NamedTuple):
 # %% ../../nbs/core/50_memory.ipynb #a1982fc1
 def gib(n_bytes: float) -> str:
     "For people."
-    return f"{n_bytes / 2**30:.2g} GiB"
+    if n_bytes < 2**30:
+        return f"{n_bytes / 2**20:.0f} MiB"
+    return f"{n_bytes / 2**30:{'.0f' if n_bytes > 10 * 2**30 else '.2g'}} GiB"
 
 # %% ../../nbs/core/50_memory.ipynb #8128e14b
 class _Version(NamedTuple):
@@ -46,7 +51,7 @@ def _number(path: Path) -> int | None:
     except (OSError, ValueError):
         return None
 
-
+# %% ../../nbs/core/50_memory.ipynb #2cd016ee
 def _cache(folder: Path, line: str) -> int:
     "Bytes of file contents that a group gives back when it needs them."
     try:
@@ -89,7 +94,8 @@ def group_free(proc: Path = Path("/proc"), mounted: Path = Path("/sys/fs/cgroup"
     return min((n for n in left if n is not None), default=None)
 
 # %% ../../nbs/core/50_memory.ipynb #c83caf4c
-RESERVE = 2**29  # bytes of address space for what is reserved and never used
+# bytes for what is reserved and never used: of address space, of the data segment
+RESERVE = {"ulimit -v": 2**29, "ulimit -d": 2**26}
 
 # %% ../../nbs/core/50_memory.ipynb #e571648e
 def _shell_free() -> list[Free]:
@@ -99,18 +105,36 @@ def _shell_free() -> list[Free]:
     except ImportError:  # Windows
         return []
     held = psutil.Process().memory_info()
-    limits = [(resource.RLIMIT_AS, held.vms, "the address space (ulimit -v)")]
+    limits = [(resource.RLIMIT_AS, held.vms, "the address space", "ulimit -v")]
     if sys.platform == "linux":
-        limits.append((resource.RLIMIT_DATA, held.data, "the data segment (ulimit -d)"))
+        limits.append((resource.RLIMIT_DATA, held.data, "the data segment", "ulimit -d"))
     return [
-        Free(max(soft - used - RESERVE, 0), name)
-        for kind, used, name in limits
+        Free(max(soft - used - RESERVE[command], 0), f"{name} ({command})")
+        for kind, used, name, command in limits
         if (soft := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY
     ]
 
 # %% ../../nbs/core/50_memory.ipynb #64a2e37c
+MEMORY = "GPOVAE_MEMORY"  # variable of the environment: what may be taken, whatever is free
+
+
+def _as_bytes(text: str) -> int:
+    "A number of bytes, or one with K, M, G or T behind it, such as 1.5G."
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = 1024 ** (" KMGT".find(number[-1:]) if number[-1:] in "KMGT" else 0)
+    try:
+        return int(float(number.rstrip("KMGT")) * unit)
+    except (ValueError, OverflowError):
+        raise GpovaeError(
+            f"{MEMORY}={text!r} is no amount of memory. Write bytes, or a number with K, M, G or T"
+            f" behind it: {MEMORY}=16G."
+        ) from None
+
+# %% ../../nbs/core/50_memory.ipynb #73faf2a3
 def free_memory() -> Free:
     "What this process may take beside what it has, and by what it is limited."
+    if text := os.environ.get(MEMORY):
+        return Free(_as_bytes(text), MEMORY)
     limits = [Free(psutil.virtual_memory().available, "the machine"), *_shell_free()]
     if (group := group_free()) is not None:
         limits.append(Free(group, "the control group (cgroup)"))

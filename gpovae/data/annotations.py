@@ -9,6 +9,7 @@ __all__ = ['label_cells', 'chosen_cells', 'read_labels']
 # %% ../../nbs/data/34_annotations.ipynb #233502b8
 import difflib
 import re
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -17,12 +18,15 @@ import pandas as pd
 from ..core.errors import GpovaeError
 from gpovae.data.labels import (
     CONTROL,
-    canonical,
     find_column,
     gene_names,
+    is_control,
+    means_unknown,
+    named_controls,
     perhaps_controls,
     targets,
 )
+from .spellings import Names, read_label
 
 # %% ../../nbs/data/34_annotations.ipynb #d5eebc31
 _VECTOR = re.compile(r"_p[A-Z]+\d+(-\d+)?$")  # the name of a guide vector
@@ -55,14 +59,35 @@ def _check_labelled(labels: pd.Series, column: str) -> None:
         )
 
 # %% ../../nbs/data/34_annotations.ipynb #8fb0f143
-def _with_symbols(label: str, by_id: dict[str, str]) -> str:
-    "A canonical label, its Ensembl ids replaced by names of genes."
-    genes = [by_id.get(t, by_id.get(t.split(".")[0], t)) for t in targets(label)]
-    return "+".join(sorted(genes)) or CONTROL
+def _gene_words(labels: Iterable[str], control, names: Names) -> set[str]:
+    "Words that look like a control and are genes: CTRL, where other cells are controls."
+    if named_controls(control) is not None:
+        return set()  # what the user named is the control, and nothing else is
+    alone = {label.strip() for label in labels}
+    known = any(is_control(label, None, names.names) for label in alone)
+    return {name for name in names.names if known and is_control(name)}
+
+
+def spellings(labels: Iterable[str], control, names: Names) -> dict[str, str]:
+    "Label as it stands in the file -> label in one spelling."
+    labels = list(labels)
+    genes = _gene_words(labels, control, names)
+    return {label: read_label(label, control, names, genes) for label in labels}
+
+# %% ../../nbs/data/34_annotations.ipynb #4ec8bb3e
+def raw_labels(obs: pd.DataFrame, column: str) -> pd.Series:
+    "Labels as text; those of scPerturb's pairs with a plus."
+    raw = obs[column].astype(str)
+    # only scPerturb has this column
+    return _join_pairs(raw, obs["nperts"]) if "nperts" in obs else raw
 
 # %% ../../nbs/data/34_annotations.ipynb #d5ee5f64
 def label_cells(
-    obs: pd.DataFrame, column: str, control: str | None = None, by_id: dict[str, str] | None = None
+    obs: pd.DataFrame,
+    column: str,
+    control=None,
+    by_id: dict[str, str] | None = None,
+    names: Iterable[str] = (),
 ) -> pd.Series:
     """Labels in one spelling.
 
@@ -72,10 +97,12 @@ def label_cells(
         Cells x annotations.
     column : str
         That names the perturbation.
-    control : str, optional
+    control : str or list of str, optional
         The user's spelling of control.
     by_id : dict, optional
-        Ensembl id -> name of the gene, from `gene_names`.
+        What else a gene is called -> its name, from `gene_names`.
+    names : iterable of str, optional
+        Names of the genes.
 
     Returns
     -------
@@ -88,13 +115,9 @@ def label_cells(
         For cells without a label.
     """
     _check_labelled(obs[column], column)
-    raw = obs[column].astype(str)
-    # only scPerturb has this column
-    if "nperts" in obs:
-        raw = _join_pairs(raw, obs["nperts"])
-    control = None if control is None else str(control)
+    raw = raw_labels(obs, column)
     # labels are few, and cells many
-    becomes = {v: _with_symbols(canonical(v, control), by_id or {}) for v in raw.unique()}
+    becomes = spellings(raw.unique(), control, Names(names, by_id or {}))
     return raw.map(becomes).astype(str)
 
 # %% ../../nbs/data/34_annotations.ipynb #a11ce40c
@@ -109,6 +132,25 @@ def _is_usable(labels: pd.Series, drop_unlabelled: bool) -> np.ndarray:
     "Has a cell a label, where that is asked for, and is it not excluded?"
     is_usable = (labels.astype(str) != "excluded").to_numpy()
     return is_usable & ~_is_unlabelled(labels) if drop_unlabelled else is_usable
+
+# %% ../../nbs/data/34_annotations.ipynb #3cf5de22
+def _says_unknown(labels: pd.Series, control, names: Iterable[str]) -> np.ndarray:
+    "(cells,) bool: does a word say that nothing is known of the cell? A note counts them."
+    text = labels.astype(str)
+    genes = set(names)
+    missing = _is_unlabelled(labels)
+    unique = text[~missing].unique()
+    words = [word for word in unique if means_unknown(word, control, genes)]
+    is_unknown = text.isin(words).to_numpy() & ~missing
+    if words:
+        counts = text[is_unknown].value_counts()
+        listed = ", ".join(f"{word!r} ({n})" for word, n in counts.items())
+        warnings.warn(
+            f"{is_unknown.sum()} cell(s) have a label that says that nothing is known of them:"
+            f" {listed}. They are left out. If one of these is the control, name it: control=.",
+            stacklevel=4,
+        )
+    return is_unknown
 
 # %% ../../nbs/data/34_annotations.ipynb #b72782ac
 def _is_measured(labels: pd.Series, genes) -> np.ndarray:
@@ -138,15 +180,16 @@ def _no_such_perturbation(name: str, names: Iterable[str]) -> str:
     return f"leave_out names {name!r}, which is no perturbation of this screen. {hint}"
 
 # %% ../../nbs/data/34_annotations.ipynb #244f9111
-def _is_left_out(labels: pd.Series, names: Iterable[str], control, by_id) -> np.ndarray:
+def _is_left_out(labels: pd.Series, names: Iterable[str], control, genes: Names) -> np.ndarray:
     "Does the label of a cell hold all genes of one of the names?"
     perturbations = set(labels.unique()) - {CONTROL}
     leave = set()
     for name in names:
-        genes = set(targets(_with_symbols(canonical(str(name), control), by_id)))
-        if not genes:
+        own = {str(name)} if name in perturbations else {read_label(str(name), control, genes)}
+        wanted = {gene for label in own for gene in targets(label)}
+        if not wanted:
             raise GpovaeError(f"leave_out names {name!r}, the control, which cannot be left out.")
-        found = {p for p in perturbations if genes.issubset(targets(p))}
+        found = {p for p in perturbations if wanted.issubset(targets(p))}
         if not found:
             raise GpovaeError(_no_such_perturbation(str(name), perturbations))
         leave |= found
@@ -159,7 +202,7 @@ def why_cells_leave(
     obs: pd.DataFrame,
     var: pd.DataFrame,
     perturbation_key: str | None = None,
-    control: str | None = None,
+    control=None,
     gene_key: str | None = None,
     *,
     min_cells: int | None = None,
@@ -173,19 +216,21 @@ def why_cells_leave(
     """
     _check_min_cells(min_cells)
     column = find_column(obs, perturbation_key)
-    usable = _is_usable(obs[column], drop_unlabelled)
     names, by_id = gene_names(var, gene_key)
-    labels = label_cells(obs[usable], column, control, by_id)
+    usable = _is_usable(obs[column], drop_unlabelled)
+    unknown = _says_unknown(obs[column], control, names)
+    known = usable & ~unknown
+    labels = label_cells(obs[known], column, control, by_id, names)
 
     why = np.full(len(labels), "", object)
-    why[_is_left_out(labels, leave_out, control, by_id)] = "left_out"
+    why[_is_left_out(labels, leave_out, control, Names(names, by_id))] = "left_out"
     # perturbations are counted after those without a measured target have left
     if drop_unmeasured:
         why[(why == "") & ~_is_measured(labels, names)] = "unmeasured"
     if min_cells is not None:
         why[(why == "") & ~_is_frequent(labels, why == "", min_cells)] = "few"
-    reasons = np.full(len(obs), "unlabelled", object)
-    reasons[usable] = why
+    reasons = np.where(usable, "unknown", "unlabelled").astype(object)
+    reasons[known] = why
     return reasons
 
 # %% ../../nbs/data/34_annotations.ipynb #f3a927e1
@@ -235,7 +280,7 @@ def _check_columns(obs: pd.DataFrame, batch_key: str | None, guide_key: str | No
         )
 
 # %% ../../nbs/data/34_annotations.ipynb #daea1ad2
-def _check_labels(labels: pd.Series, column: str, control: str | None) -> None:
+def _check_labels(labels: pd.Series, column: str, control) -> None:
     "Refuse a screen without controls or perturbations, and perturbations with one cell."
     n = labels.value_counts()
     if n.get(CONTROL, 0) < 2:
@@ -252,10 +297,11 @@ def _check_labels(labels: pd.Series, column: str, control: str | None) -> None:
         )
 
 # %% ../../nbs/data/34_annotations.ipynb #afd4799f
-def _no_control(labels: pd.Index, column: str, control: str | None) -> str:
+def _no_control(labels: pd.Index, column: str, control) -> str:
     likely = perhaps_controls(labels)
     first = ", ".join([*likely, *(p for p in labels if p not in likely)][:5])
-    called = f" are called {str(control)!r}" if control is not None else ""
+    named = named_controls(control)
+    called = f" are called {' or '.join(map(repr, named))}" if named else ""
     return (
         f"No control cells in obs[{column!r}]{called} (its labels: {first}"
         f"{', ...' if len(labels) > 5 else ''}). Name the control label: control=."
@@ -267,7 +313,7 @@ def read_labels(
     var: pd.DataFrame,
     *,
     perturbation_key: str | None = None,
-    control: str | None = None,
+    control=None,
     gene_key: str | None = None,
     batch_key: str | None = None,
     guide_key: str | None = None,
@@ -300,6 +346,6 @@ def read_labels(
     column = find_column(obs, perturbation_key)
     _check_columns(obs, batch_key, guide_key)
     genes, by_id = gene_names(var, gene_key)
-    labels = label_cells(obs, column, control, by_id)
+    labels = label_cells(obs, column, control, by_id, genes)
     _check_labels(labels, column, control)
     return column, genes, labels

@@ -8,6 +8,7 @@ __all__ = ['blocks', 'dense']
 
 # %% ../../nbs/data/10_blocks.ipynb #abcd002a
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,6 +24,24 @@ def block_rows(width: int) -> int:
     return max(1, BLOCK // max(width, 1))
 
 # %% ../../nbs/data/10_blocks.ipynb #8a34220d
+def _check_entries(X: sp.csr_matrix) -> None:
+    "Refuse entries outside of the matrix: scipy believes where they say they lie, and crashes."
+    borders = X.indptr
+    if (
+        borders[0] != 0
+        or borders[-1] > min(len(X.indices), len(X.data))
+        or (borders[1:] < borders[:-1]).any()
+    ):
+        raise GpovaeError("The counts are damaged: cells begin where no entry is.")
+    genes = X.indices[: borders[-1]]
+    if len(genes) and not 0 <= genes.min() <= genes.max() < X.shape[1]:
+        outside = genes[(genes < 0) | (genes >= X.shape[1])][0]
+        raise GpovaeError(
+            f"The counts are damaged: the matrix of {X.shape[1]} genes has a count of gene number"
+            f" {outside + 1}."
+        )
+
+
 def as_csr(X) -> sp.csr_matrix:
     "A block as CSR, every entry stored once; what is CSR already is not copied."
     X = X if sp.issparse(X) else np.asarray(X)
@@ -39,6 +58,7 @@ def as_csr(X) -> sp.csr_matrix:
         X = X.astype(X.dtype.newbyteorder("="), copy=False)
 
     X = sp.csr_matrix(X)
+    _check_entries(X)
     # some files store an entry twice, to be added up
     if not X.has_canonical_format:
         X = X.copy()
@@ -95,3 +115,30 @@ def dense(X) -> np.ndarray:
         Of the same shape.
     """
     return np.asarray(X.toarray() if sp.issparse(X) else X, dtype=np.float32)
+
+# %% ../../nbs/data/10_blocks.ipynb #fff9f7bd
+class Reading(NamedTuple):
+    "How much of a matrix was read from disk, in all."
+
+    cells: int = 0
+    bytes: int = 0
+
+
+def so_far(X) -> Reading:
+    "What was read of a counted dataset; nothing, of any other matrix."
+    return getattr(X, "reading", [Reading()])[0]
+
+
+def count_reading(X, reading: list[Reading]) -> None:
+    "From now on, what is read of a dataset on disk is added to the one entry of `reading`."
+
+    class Counted(type(X)):
+        def __getitem__(self, index):
+            block = super().__getitem__(index)
+            cells, n_bytes = self.reading[0]
+            n_bytes += block.data.nbytes + block.indices.nbytes
+            self.reading[0] = Reading(cells + block.shape[0], n_bytes)
+            return block
+
+    X.__class__ = Counted
+    X.reading = reading

@@ -27,7 +27,7 @@ class Expected(NamedTuple):
     mean: float
     spread: float
 
-
+# %% ../../nbs/data/58_dose.ipynb #fae0a08e
 def expected_dose(kind: Kind, change: np.ndarray, error: np.ndarray) -> Expected:
     "What is expected, given (N,) own changes of targets and their standard errors."
     # equation data.dose.1

@@ -18,7 +18,7 @@ from .blocks import block_rows
 from .expression import log_normalised
 from .labels import CONTROL, targets
 from .matching import LEAST_GENES
-from .responses import strata
+from .responses import comparable, strata
 from .screen import Screen
 
 # %% ../../nbs/data/79_energy.ipynb #1a90b9cf
@@ -44,18 +44,26 @@ def energy_distance(X: np.ndarray, Y: np.ndarray) -> float:
     return float(2 * across - pdist(X).mean() - pdist(Y).mean())
 
 # %% ../../nbs/data/79_energy.ipynb #605430bd
-def permuted(group: np.ndarray, stratum: np.ndarray, n: int, rng: np.random.Generator):
-    """(1 + n, cells): the group of every cell, as observed and permuted within strata.
+_TOGETHER = 250  # permutations whose sums are computed together
+
+
+def permuted(
+    group: np.ndarray, stratum: np.ndarray, n: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """The group of every cell, as observed and permuted within strata, (1 + n, cells) in blocks.
 
     `group` and `stratum` (cells,) are whole numbers.
     """
-    # cells in random order within strata, which stand in the order of ...
-    shuffled = np.argsort(stratum + rng.random((n, len(group))), axis=1)
-    result = np.tile(group, (1 + n, 1))
-    # ... these labels
-    ordered = result[:1, np.argsort(stratum, kind="stable")]
-    np.put_along_axis(result[1:], shuffled, ordered, axis=1)
-    return result
+    # labels in the order of strata
+    ordered = group[np.argsort(stratum, kind="stable")][None]
+    for start in range(0, 1 + n, _TOGETHER):
+        result = np.tile(group, (min(_TOGETHER, 1 + n - start), 1))
+        # the first of all is the observed one
+        drawn = result[1:] if start == 0 else result
+        # cells in random order within strata
+        shuffled = np.argsort(stratum + rng.random(drawn.shape), axis=1)
+        np.put_along_axis(drawn, shuffled, ordered, axis=1)
+        yield result
 
 # %% ../../nbs/data/79_energy.ipynb #edc2bd6e
 def share_as_large(statistic: np.ndarray) -> float:
@@ -64,15 +72,13 @@ def share_as_large(statistic: np.ndarray) -> float:
     return float((statistic >= statistic[0] - slack).mean())
 
 # %% ../../nbs/data/79_energy.ipynb #aae7a39c
-def energies(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def energies(D: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """(permutations,) energy distances of the cells inside from the others.
 
-    `values` (cells, coordinates); `inside` (permutations, cells) is 1 for the first sample;
-    the distances are computed in its precision.
+    `D` (cells, cells) are distances; `inside` (permutations, cells) is 1 for the first sample.
     """
     n = inside[0].sum()
     m = inside.shape[1] - n
-    D = euclidean_distances(values.astype(inside.dtype))
     within = ((inside @ D) * inside).sum(1, dtype=float)
     across = inside @ D.sum(1, dtype=float) - within
     rest = D.sum(dtype=float) - 2 * across - within
@@ -109,8 +115,9 @@ def energy_test(
     if min(len(X), len(Y)) < 2:
         return np.nan, np.nan
     group = (np.arange(len(X) + len(Y)) < len(X)).astype(float)
-    inside = permuted(group, stratum, permutations, rng)
-    distances = energies(np.r_[X, Y], inside)
+    D = euclidean_distances(np.r_[X, Y])
+    blocks = permuted(group, stratum, permutations, rng)
+    distances = np.concatenate([energies(D, inside) for inside in blocks])
     return float(distances[0]), share_as_large(distances)
 
 # %% ../../nbs/data/79_energy.ipynb #059a9dc9
@@ -150,7 +157,9 @@ class Sample:
 
     def expression(self, genes=slice(None)) -> np.ndarray:
         "(cells + controls, genes)"
-        return np.concatenate([self.cells[:, genes], self.pool[self.drawn][:, genes]])
+        columns = np.arange(self.pool.shape[1])[genes]
+        controls = self.pool[np.ix_(self.drawn, columns)]
+        return np.concatenate([self.cells[:, columns], controls])
 
     @property
     def is_perturbed(self) -> np.ndarray:
@@ -185,6 +194,7 @@ class Comparison:
         self.screen = screen
         self.rng = np.random.default_rng(seed)
         rows = np.flatnonzero((screen.split != "test") & ~screen.fail)
+        rows = comparable(screen, rows)
         self.rows = screen.in_order(rows, seed, "verdict")
         self.labels = screen.labels[self.rows]
         is_control = self.labels == CONTROL

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .blocks import block_rows, blocks, dense
+from .parts import sum_over_cells
 from .screen import Screen
 from .stream import by_cell
 
@@ -93,6 +94,22 @@ def _membership(groups, n_cells: int) -> sp.csr_matrix:
     group = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
     return sp.csr_matrix((np.ones(len(cells), bool), (cells, group)), shape=(n_cells, len(groups)))
 
+# %% ../../nbs/data/20_expression.ipynb #2e2e9a45
+def _moment_sums(X, rows, weight, member, columns):
+    """Sums over cells of s x / l and of its square, each (groups, genes).
+
+    `weight` (rows,) is s / l, `member` (rows, groups) says who belongs where.
+    """
+    n_genes = X.shape[1] if columns is None else len(columns)
+    total, square = np.zeros((2, member.shape[1], n_genes))
+    start = 0
+    for cells, block in blocks(X, rows):
+        counts = sp.csr_matrix(block if columns is None else block[:, columns])
+        part = slice(start, start + len(cells))
+        _add(_rows(counts), weight[part], _rows(member[part]), total, square)
+        start = part.stop
+    return total, square
+
 # %% ../../nbs/data/20_expression.ipynb #59692f98
 def group_moments(screen: Screen, groups, columns=None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance over cells of expression at equal depth, group by group.
@@ -115,14 +132,9 @@ def group_moments(screen: Screen, groups, columns=None) -> tuple[np.ndarray, np.
     """
     library = screen.library_size.astype(float)
     scale = np.median(library)
-    member = _membership(groups, len(library))
-
-    n_genes = screen.counts.shape[1] if columns is None else len(columns)
-    # sums of s x / l and of its square, per group
-    total, square = np.zeros((2, len(groups), n_genes))
-    for cells, block in blocks(screen.counts, np.unique(np.concatenate(groups))):
-        counts = sp.csr_matrix(block if columns is None else block[:, columns])
-        _add(_rows(counts), scale / library[cells], _rows(member[cells]), total, square)
+    cells = np.unique(np.concatenate(groups))
+    per_cell = scale / library[cells], _membership(groups, len(library))[cells]
+    total, square = sum_over_cells(_moment_sums, screen.counts, cells, per_cell, (columns,))
 
     # equation data.expression.2
     n = np.array([len(group) for group in groups])[:, None]
@@ -132,8 +144,10 @@ def group_moments(screen: Screen, groups, columns=None) -> tuple[np.ndarray, np.
 # %% ../../nbs/data/20_expression.ipynb #e8a00003
 def log2_expression(screen: Screen, rows):
     "log2(1 + 1e4 x / l) of some cells, (rows, genes); sparse where the counts are."
-    X = by_cell(screen.counts)[rows]
-    library = screen.library_size[rows].astype(float)
+    return _log2(by_cell(screen.counts)[rows], screen.library_size[rows].astype(float))
+
+
+def _log2(X, library):
     # equation data.expression.2
     if not sp.issparse(X):
         return np.log2(1 + 1e4 * np.asarray(X, float) / library[:, None])
@@ -141,6 +155,33 @@ def log2_expression(screen: Screen, rows):
     X = sp.csr_matrix(X, dtype=float, copy=True)
     X.data = np.log2(1 + 1e4 * X.data / np.repeat(library, np.diff(X.indptr)))
     return X
+
+# %% ../../nbs/data/20_expression.ipynb #1f094a58
+class _Grouping(NamedTuple):
+    "Of which sums there are."
+
+    n: int  # groups
+    power: int  # of log2 expression
+    block: int  # cells at a time
+
+
+def _log2_sums(X, rows, library, codes, grouping):
+    "Sums of log2 expression, or of its power, over groups of cells, (groups, genes)."
+    X = by_cell(X)
+    n, power, block = grouping
+    total = np.zeros((n, X.shape[1]))
+    for start in range(0, len(rows), block):
+        part = slice(start, start + block)
+        Y = _log2(X[rows[part]], library[part])
+        if power == 2:
+            Y = Y.multiply(Y) if sp.issparse(Y) else Y * Y
+
+        group = codes[part]
+        cell = np.arange(len(group))
+        member = sp.csr_matrix((np.ones(len(group)), (group, cell)), shape=(n, len(group)))
+        sums = member @ Y
+        total += sums.toarray() if sp.issparse(sums) else sums
+    return total
 
 # %% ../../nbs/data/20_expression.ipynb #e8a00005
 def group_means(
@@ -152,18 +193,8 @@ def group_means(
     block: int = 8192,  # cells at a time; fewer where they have many genes
 ) -> np.ndarray:
     "Mean log2 expression of groups of cells, (n_groups, genes)."
-    total = np.zeros((n_groups, len(screen.genes)))
-    block = min(block, block_rows(len(screen.genes)))
-    for start in range(0, len(rows), block):
-        Y = log2_expression(screen, rows[start : start + block])
-        if power == 2:
-            Y = Y.multiply(Y) if sp.issparse(Y) else Y * Y
-
-        group = codes[start : start + block]
-        cell = np.arange(len(group))
-        member = sp.csr_matrix((np.ones(len(group)), (group, cell)), shape=(n_groups, len(group)))
-        sums = member @ Y
-        total += sums.toarray() if sp.issparse(sums) else sums
-
+    library = screen.library_size[rows].astype(float)
+    grouping = _Grouping(n_groups, power, min(block, block_rows(len(screen.genes))))
+    total = sum_over_cells(_log2_sums, screen.counts, rows, (library, codes), (grouping,))
     n = np.bincount(codes, minlength=n_groups)
     return total / np.maximum(n, 1)[:, None]

@@ -27,7 +27,7 @@ class _Reference(NamedTuple):
     share: np.ndarray  # (P,) c, of failing cells
     cells: np.ndarray  # (P,) m, that it rests on
 
-
+# %% ../../nbs/data/48_failures.ipynb #636df94d
 def _reference(weight: np.ndarray, failing: np.ndarray, cells: np.ndarray) -> _Reference:
     "`weight` is (P, batches); `failing` and `cells` are of the reference, (P or 1, batches)."
     is_few = cells < _ENOUGH
@@ -150,7 +150,7 @@ _DYING = ["n_counts", "n_genes", "share_mitochondrial"]
 def _with_any(crossed: pd.DataFrame) -> pd.DataFrame:
     return crossed.assign(any=crossed.any(axis=1))
 
-
+# %% ../../nbs/data/48_failures.ipynb #82099f3a
 def _to_relax(crossed: pd.DataFrame, severity: pd.DataFrame, labels, batch) -> pd.DataFrame:
     "Rows of `failure_table`: which rule is relaxed for which perturbation."
     table = failure_table(_with_any(crossed), labels, batch)

@@ -18,6 +18,7 @@ from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..core.provenance import room
 from .blocks import is_filled
+from .elements import plain_table, read_entries, read_table, refuse_other
 from .layouts import source as source
 from .reorder import Source
 from .screen import Key
@@ -43,12 +44,13 @@ def write_annotations(path, adata: ad.AnnData) -> None:
             if key in f:
                 del f[key]
             value = getattr(adata, key)
-            ad.io.write_elem(f, key, value if key in ("obs", "var") else dict(value))
+            ad.io.write_elem(f, key, plain_table(value) if key in ("obs", "var") else dict(value))
 
 # %% ../../nbs/data/25_files.ipynb #c8338cc7
 def read_annotations(file: h5py.File) -> dict:
     "What `write_annotations` wrote: those of obs, var, obsm and uns that are in the file."
-    return {key: ad.io.read_elem(file[key]) for key in _ANNOTATIONS if key in file}
+    read = dict(obs=read_table, var=read_table, obsm=read_entries, uns=read_entries)
+    return {key: read[key](file[key]) for key in _ANNOTATIONS if key in file}
 
 # %% ../../nbs/data/25_files.ipynb #47ffadb6
 def _make_matrix(f: h5py.File, width: int):
@@ -157,6 +159,7 @@ def open_screen(path) -> ad.AnnData:
     """
     path = Path(path)
     _check_exists(path)
+    refuse_other(path)
     try:
         f = h5py.File(path, "r") if path.is_file() and h5py.is_hdf5(path) else {}
         annotations = read_annotations(f)
@@ -172,6 +175,27 @@ def open_screen(path) -> ad.AnnData:
     return ad.AnnData(**({"layers": {layer: X}} if layer else {"X": X}), **annotations)
 
 # %% ../../nbs/data/25_files.ipynb #32d8d63b
+def _read_whole(path) -> ad.AnnData:
+    "All of a file; of one by a later anndata, what is needed."
+    try:
+        adata = ad.read_h5ad(path)
+    except OSError:
+        raise
+    except Exception:
+        return _read_needed(path)
+    adata.obs, adata.var = plain_table(adata.obs), plain_table(adata.var)
+    return adata
+
+
+def _read_needed(path) -> ad.AnnData:
+    "Counts and annotations of a file, without what cannot be read."
+    with h5py.File(path, "r") as f:
+        annotations = read_annotations(f)
+        layers = read_entries(f["layers"]) if "layers" in f else {}
+        X = ad.io.read_elem(f["X"]) if "X" in f else None
+        return ad.AnnData(X, layers=layers, **annotations)
+
+
 def read_screen(path) -> ad.AnnData:
     """A screen in memory.
 
@@ -190,28 +214,11 @@ def read_screen(path) -> ad.AnnData:
     GpovaeError
         Where it cannot be read.
     """
+    refuse_other(path)
     try:
-        return ad.read_h5ad(path)
+        return _read_whole(path)
     except Exception as e:  # h5py, zarr and anndata each have their own
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise GpovaeError(
             f"{str(path)!r} cannot be read as an AnnData file (.h5ad): {reason}."
         ) from e
-
-# %% ../../nbs/data/25_files.ipynb #32d8f52a
-def unpacked_size(path) -> int:
-    "Bytes that an .h5ad would take in memory."
-    sizes = []
-
-    def visit(name, item):
-        if isinstance(item, h5py.Dataset):
-            sizes.append(item.nbytes)
-
-    try:
-        with h5py.File(path, "r") as f:
-            f.visititems(visit)
-    except OSError as e:
-        raise GpovaeError(
-            f"{str(path)!r} cannot be read as an AnnData file (.h5ad): {str(e).splitlines()[0]}."
-        ) from e
-    return sum(sizes)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core.errors import GpovaeError
 from .labels import CONTROL, targets
-from .responses import fold_changes
+from .responses import comparable, fold_changes
 from .screen import Screen
 
 # %% ../../nbs/data/78_guides.ipynb #472be25e
@@ -75,7 +75,8 @@ def _read_guides(screen: Screen, guide_key: str) -> _Guides:
             f"guide_key {guide_key!r} not found in obs. There is: {columns}. Name the column that"
             " holds the guide of each cell, or leave guide_key out."
         )
-    rows = screen.in_order(screen.rows("train", fail=False), "guides")
+    rows = comparable(screen, screen.rows("train", fail=False))
+    rows = screen.in_order(rows, "guides")
     labels = screen.labels[rows].astype(object)
     column = obs[guide_key].iloc[rows]
     is_given = column.notna().to_numpy()

@@ -18,42 +18,68 @@ from ..core.errors import GpovaeError
 
 # %% ../../nbs/data/05_labels.ipynb #1ca239e6
 CONTROL = "control"  # the one label that means: nothing was perturbed
+_ALSO_CONTROL = f"{CONTROL} (label)"  # a label of this name where another one is the control
 
+_NUMBER = r"([-_ .](sgrna|grna|guide|sg|g)?[-_ ]?\d+|\d+)?"  # of a guide
 _CONTROL = re.compile(
-    r"(control|ctrl|non[-_ ]?targeting|nt|unperturbed)([-_ ]?\d+)?", re.IGNORECASE
+    r"((sg|sh|si)[-_ ]?)?(control|ctrl|non[-_ ]?target(ing|ed)?([-_ ]?(control|ctrl))?|ntc?"
+    rf"|unperturbed|neg(ative)?[-_ ]?(control|ctrl)){_NUMBER}",
+    re.IGNORECASE,
 )
-_PERHAPS_CONTROL = re.compile("ctrl|control|neg|non|scram|safe|mock", re.IGNORECASE)
+_PERHAPS_CONTROL = re.compile(
+    "ctrl|control|neg|non|scram|safe|mock|ntc|aavs|site|luc|gfp|lacz|wt", re.IGNORECASE
+)
+_LIKE_CONTROL = re.compile(
+    r"(scrambled?|safe[-_ ]?(target\w*|harbou?r|cutt\w*)?|aavs1|rosa26|luc(iferase)?|e?gfp|lacz"
+    r"|mock|dmso|vehicle|wt|wild[-_ ]?type|parental|olfactory\w*|intergenic\w*"
+    rf"|(no|one[-_ ]intergenic)[-_ ]?site|empty([-_ ]?vector)?){_NUMBER}"
+    r"|.*(control|ctrl|non[-_ ]?target).*",
+    re.IGNORECASE,
+)
+
+# %% ../../nbs/data/05_labels.ipynb #88819d27
+def named_controls(control) -> tuple[str, ...] | None:
+    "The user's labels of control, whether one or several were named; None for none."
+    if control is None or (not isinstance(control, str) and np.ndim(control) and not len(control)):
+        return None
+    return tuple(str(c) for c in np.atleast_1d(np.asarray(control, dtype=object)))
 
 # %% ../../nbs/data/05_labels.ipynb #72999da0
-def is_control(label: str, control: str | None = None) -> bool:
+def is_control(label: str, control=None, genes=()) -> bool:
     """Whether a label means that nothing was perturbed.
 
     Parameters
     ----------
     label : str
         As it stands in the file, without spaces around it.
-    control : str, optional
+    control : str or list of str, optional
         The user's spelling of control. None accepts the common ones.
+    genes : set of str
+        Names that are genes, whatever they look like; what the user names is a control all the
+        same.
 
     Returns
     -------
     bool
         True also where the number of a guide stands behind the word.
     """
-    if control is None:
-        return _CONTROL.fullmatch(label) is not None
-    return label == control or re.fullmatch(re.escape(control) + r"[-_ ]?\d+", label) is not None
+    named = named_controls(control)
+    if named is None:
+        return label not in genes and _CONTROL.fullmatch(label) is not None
+    return any(label == c or re.fullmatch(re.escape(c) + r"[-_ ]?\d+", label) for c in named)
 
 # %% ../../nbs/data/05_labels.ipynb #6e5b2aca
-def canonical(label: str, control: str | None = None) -> str:
+def canonical(label: str, control=None, genes=()) -> str:
     """The label in one spelling: `control`, `A` or `A+B`.
 
     Parameters
     ----------
     label : str
         As it stands in the file.
-    control : str, optional
+    control : str or list of str, optional
         The user's spelling of control, if it is not a common one.
+    genes : set of str
+        Names that are genes, even if they are spelled like a control, as CTRL is.
 
     Returns
     -------
@@ -61,13 +87,12 @@ def canonical(label: str, control: str | None = None) -> str:
         The targets in alphabetical order, joined by `+`, or `control`.
     """
     label = label.strip()
-    if "+" not in label:
-        return CONTROL if is_control(label, control) else label
-
+    words = {word.strip() for word in label.split("+")} - {""}
     # a pair with control is a single perturbation, and B+A is A+B
-    words = {word.strip() for word in label.split("+") if word.strip()}
-    genes = sorted(w for w in words if not is_control(w, control) and not is_control(w))
-    return "+".join(genes) or CONTROL
+    left = {w for w in words if not is_control(w, control, genes)} if words else {label}
+    if is_control(label, control, genes):
+        return CONTROL
+    return "+".join(sorted(_ALSO_CONTROL if w == CONTROL else w for w in left)) or CONTROL
 
 # %% ../../nbs/data/05_labels.ipynb #6e5b49b9
 def targets(label: str) -> tuple[str, ...]:
@@ -85,15 +110,47 @@ def targets(label: str) -> tuple[str, ...]:
     """
     return () if label == CONTROL else tuple(label.split("+"))
 
+# %% ../../nbs/data/05_labels.ipynb #d6cf7c95
+_UNKNOWN = re.compile(
+    r"(un|not?[-_ ]?)(assigned|known|mapped|determined|defined|labell?ed|called|matched)"
+    r"|(no|multi(ple)?)[-_ ]?(s?g?rna|guide|call|feature|target)s?([-_ ]?detected)?"
+    r"|multi(ple|plet|-?infected)?s?|doublets?|ambiguous|negatives?|missing|null|none|#?n[/.]?a\.?"
+    r"|[-*?.#]+",
+    re.IGNORECASE,
+)
+
+
+def means_unknown(label: str, control=None, genes=()) -> bool:
+    """Whether a label says that nothing is known of the cell, such as unassigned or multiple.
+
+    `control` and `genes` as of `is_control`: what is named or measured is no such word.
+    """
+    if named_controls(control) and is_control(label, control):
+        return False
+    words = [word.strip() for word in label.split("+")]
+    if not any(words):
+        return bool(label.strip())
+    return any(word not in genes and _UNKNOWN.fullmatch(word) for word in words)
+
 # %% ../../nbs/data/05_labels.ipynb #def8bb5c
 def perhaps_controls(labels: Iterable[str]) -> list[str]:
     "Labels that contain a word for control."
     return [label for label in labels if _PERHAPS_CONTROL.search(label)]
 
+
+def like_controls(labels: Iterable[str], genes) -> list[str]:
+    "Labels with a word that is a usual name of a control, and no gene of `genes`."
+
+    def is_like(word: str) -> bool:
+        return any(pattern.fullmatch(word) for pattern in (_CONTROL, _LIKE_CONTROL))
+
+    return [p for p in labels if any(w not in genes and is_like(w) for w in p.split("+"))]
+
 # %% ../../nbs/data/05_labels.ipynb #18ff3c55
-def numbered_controls(labels: Iterable[str], control: str | None) -> tuple[str, list[str]]:
+def numbered_controls(labels: Iterable[str], control) -> tuple[str, list[str]]:
     "The user's control without the number behind it, and the labels that differ by it only."
-    stem = re.sub(r"[-_ ]?\d+$", "", str(control or ""))
+    named = named_controls(control) or ()
+    stem = re.sub(r"[-_ ]?\d+$", "", named[0]) if len(named) == 1 else ""
     pattern = re.escape(stem) + r"[-_ ]?\d*"
     return stem, [label for label in labels if stem and re.fullmatch(pattern, label)]
 
@@ -159,47 +216,96 @@ _SYMBOL_COLUMNS = (
     "name",
 )
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
+# of other data bases; a number is one of NCBI
+_OTHER_ID = re.compile(r"FBgn\d+|WBGene\d+|AT[1-5CM]G\d{5}|(HGNC|MGI|RGD):?\d+|\d+")
 
 
-def _are_ids(names) -> bool:
-    "Are most of these names Ensembl ids?"
-    return len(names) > 0 and np.mean([_ENSEMBL.fullmatch(str(n)) is not None for n in names]) > 0.5
+def _are_ids(names, *patterns) -> bool:
+    "Are most of these names Ensembl ids, or of other patterns?"
+    patterns = patterns or (_ENSEMBL,)
+    matches = [any(p.fullmatch(str(n)) for p in patterns) for n in names]
+    return len(matches) > 0 and np.mean(matches) > 0.5
+
+# %% ../../nbs/data/05_labels.ipynb #72dc0540
+_GENOME = re.compile(
+    r"(grc[a-z]\d+|hg\d+|mm\d+|rn\d+|bdgp\d+|dm\d+|danrer\d+|human|mouse)"
+    r"([-.][-.\w]*?)?(_premrna)?_+(?=\w)",
+    re.IGNORECASE,
+)
+
+
+def without_genome(name: str) -> str:
+    "The name of a gene without that of the genome before it."
+    match = _GENOME.match(name)
+    return name[match.end() :] if match else name
+
+
+def _plain(names: pd.Index) -> pd.Index:
+    "Names without a genome before them, where most have one."
+    stripped = [without_genome(name) for name in names]
+    is_changed = np.mean([a != b for a, b in zip(names, stripped, strict=True)] or [0])
+    return pd.Index(stripped if is_changed > 0.5 else names, dtype=object)
 
 # %% ../../nbs/data/05_labels.ipynb #a05f48fe
 def _symbols(var: pd.DataFrame, column: str | None) -> pd.Series:
     "Names from a column of var, or from its index where the column is empty or None."
     index = var.index.astype(str)
     if column is None:
-        return index.to_series()
+        return pd.Series(_plain(index), index)
     text = var[column].astype(str)
-    return pd.Series(np.where(var[column].isna() | (text == ""), index, text), index)
+    is_empty = var[column].isna() | (text == "")
+    return pd.Series(_plain(np.where(is_empty, index, text)), index)
+
+
+def symbols(var: pd.DataFrame, key: str | None = None) -> pd.Series:
+    "What the genes are called, some perhaps alike: `key`, or symbols where the index holds ids."
+    if key is None and _are_ids(_plain(var.index.astype(str)), _ENSEMBL, _OTHER_ID):
+        key = next((c for c in _SYMBOL_COLUMNS if c in var), None)
+    return _symbols(var, key)
 
 # %% ../../nbs/data/05_labels.ipynb #02c41f82
 def _ensembl_ids(var: pd.DataFrame) -> Iterable[str]:
     "The index or the first column that holds Ensembl ids; nothing where none does."
     for column in [None, *var.columns]:
-        ids = var.index if column is None else var[column].astype(str)
+        ids = var.index if column is None else var[column]
+        ids = _plain(pd.Index(ids.astype(str)))
         if _are_ids(ids):
-            return ids.astype(str)
+            return ids
     return []
+
+
+def _aliases(var: pd.DataFrame, names: pd.Index) -> dict[str, str]:
+    "What else a gene is called by var: in its index, or a column that differs between genes."
+    aliases = dict(zip(var.index.astype(str), names, strict=True))
+    for column in var.columns:
+        if (
+            not isinstance(var[column].dtype, pd.CategoricalDtype)
+            and var[column].dtype.kind in "bif"
+        ):
+            continue
+        text = var[column].astype(str)
+        once = ~text.duplicated(keep=False) & var[column].notna()
+        if once.mean() > 0.5:
+            aliases = dict(zip(text[once], names[once], strict=True)) | aliases
+    return aliases
 
 # %% ../../nbs/data/05_labels.ipynb #ccdfc42b
 def gene_names(var: pd.DataFrame, key: str | None = None) -> tuple[pd.Index, dict[str, str]]:
-    """The name of every gene, and what its Ensembl id stands for.
+    """The name of every gene, and what its id stands for.
 
     Parameters
     ----------
     var : DataFrame
         Genes x annotations.
     key : str, optional
-        Column of var with the names to use. None takes symbols where the index holds Ensembl ids.
+        Column of var with the names to use. None takes symbols where the index holds ids.
 
     Returns
     -------
     Index
         Names, all different, in the order of `var`.
     dict[str, str]
-        Ensembl id, with and without version -> name.
+        Ensembl id, with and without version, and whatever else var calls a gene -> name.
 
     Raises
     ------
@@ -209,14 +315,13 @@ def gene_names(var: pd.DataFrame, key: str | None = None) -> tuple[pd.Index, dic
     if key is not None and key not in var:
         columns = _listed(var.columns, "no columns")
         raise GpovaeError(f"gene_key {key!r} not found. var has: {columns}.")
-    if key is None and _are_ids(var.index):
-        key = next((c for c in _SYMBOL_COLUMNS if c in var), None)
 
     # where a symbol occurs twice, the second gene keeps its id
-    names = _symbols(var, key)
+    names = symbols(var, key)
     unique = np.where(names.duplicated(), names.index, names).astype(str)
     names = ad.utils.make_index_unique(pd.Index(unique))
 
     # a label may name the id without its version
     pairs = list(zip(_ensembl_ids(var), names, strict=False))
-    return names, dict(pairs) | {gene.split(".")[0]: name for gene, name in pairs}
+    by_id = dict(pairs) | {gene.split(".")[0]: name for gene, name in pairs}
+    return names, _aliases(var, names) | by_id

@@ -17,11 +17,15 @@ from typing import NamedTuple
 
 import anndata as ad
 import h5py
+import numpy as np
 import pandas as pd
 import zarr
 
 from ..core.errors import GpovaeError
-from .cell_ranger import open_folder, open_hdf5
+from .cell_ranger import check_barcodes, open_folder, open_hdf5
+from .damaged import walk
+from .elements import read_entries, read_table, refuse_other
+from .features import genes_only
 from .reorder import Source, by_columns, by_rows
 
 # %% ../../nbs/data/24_layouts.ipynb #4cbdaf28
@@ -58,14 +62,16 @@ def _open_anndata(root, layer: str | None, scratch: Path) -> Source:
     # rows of a dense or CSR matrix can be sliced, those of a CSC matrix cannot
     is_by_gene = getattr(X, "format", "csr") == "csc"
 
-    def read(key):
-        return ad.io.read_elem(root[key])
-
-    obs = read("obs")
-    var = read("raw/var" if layer == "raw" else "var")
+    obs = read_table(root["obs"])
+    var = read_table(root["raw/var" if layer == "raw" else "var"])
+    if X.shape != (len(obs), len(var)):
+        raise GpovaeError(
+            f"The counts are {X.shape}, and there are {len(obs)} cells (obs) and {len(var)} genes"
+            " (var): the file is damaged. Download or copy it again."
+        )
     blocks = by_columns(X, scratch) if is_by_gene else by_rows(X)
-    obsm, uns = (dict(read(key)) if key in root else {} for key in ("obsm", "uns"))
-    return Source(obs, var, blocks, obsm, uns)
+    obsm, uns = (read_entries(root[key]) if key in root else {} for key in ("obsm", "uns"))
+    return Source(obs, var, blocks, obsm, uns, not is_by_gene)
 
 # %% ../../nbs/data/24_layouts.ipynb #10879af2
 def _read_text(path) -> pd.DataFrame:
@@ -80,6 +86,7 @@ def _join(obs: pd.DataFrame, table: pd.DataFrame | None) -> pd.DataFrame:
     "Annotations of the file, and those of the user's table, which win."
     if table is None:
         return obs
+    check_barcodes(obs.index, table)
     # pandas cannot join where the index is named like a column
     kept = obs.drop(columns=obs.columns.intersection(table.columns))
     return kept.rename_axis(None).join(table)
@@ -156,6 +163,7 @@ def _open_directory(path: Path, request: _Request) -> Source:
 def _open_file(f: h5py.File, request: _Request) -> Source:
     "An opened HDF5 file: .h5ad, or .h5 of Cell Ranger."
     name = request.name
+    refuse_other(name, f)
     if any(isinstance(f.get(k), h5py.Dataset) for k in ("obs", "var")):
         raise GpovaeError(
             f"{name!r} was written by anndata before 0.7, whose layout is no longer read block by"
@@ -186,8 +194,10 @@ def _open(path: Path, request: _Request) -> Source:
     if magic[:2] == b"\x1f\x8b":
         return _open(_unpack(path, request.scratch), request)
     if magic == b"\x89HDF":
+        walk(path)
         file = request.stack.enter_context(h5py.File(path, "r"))
         return _open_file(file, request)
+    refuse_other(request.name)
     raise GpovaeError(
         f"{request.name!r} is no screen: it is neither HDF5 (.h5ad, .h5 of Cell Ranger) nor"
         " gzipped, and no folder (.zarr, or with matrix.mtx)."
@@ -215,6 +225,17 @@ def _readable(path):
         ) from e
 
 # %% ../../nbs/data/24_layouts.ipynb #298c3312
+def _genes_of(opened: Source) -> Source:
+    "The same screen without guides, antibodies and whatever else is no gene."
+    keep = genes_only(opened.var, stacklevel=5)
+    if keep.all():
+        return opened
+    columns = np.flatnonzero(keep)
+    return opened._replace(
+        var=opened.var[keep], blocks=lambda: (block[:, columns] for block in opened.blocks())
+    )
+
+# %% ../../nbs/data/24_layouts.ipynb #bcf9af1c
 def _guarded(blocks: Callable, path: Path) -> Callable:
     "The same blocks; an error while one is read names the file."
 
@@ -265,5 +286,5 @@ def source(path, layer: str | None = None, cells=None, scratch=None) -> Iterator
         place = Path(stack.enter_context(folder))
         with _readable(path):
             opened = _open(path, _Request(str(path), layer, table, place, stack))
-        blocks = _guarded(opened.blocks, path)
-        yield opened._replace(blocks=blocks, obs=_join(opened.obs, table))
+        opened = opened._replace(blocks=_guarded(opened.blocks, path))
+        yield _genes_of(opened)._replace(obs=_join(opened.obs, table))

@@ -71,7 +71,11 @@ def _strongest(P, m):
 def _solve_together(costs: dict, rho, m) -> dict:
     "Solve problems of one shape, given by number; what is kept of each."
     C = np.stack(list(costs.values()))
-    plans = ot.solve_batch(C, reg=rho, max_iter=1000, tol=1e-6, method="log_sinkhorn").plan
+    options = dict(reg=rho, max_iter=1000, tol=1e-6)
+    with np.errstate(all="ignore"):
+        plans = ot.solve_batch(C, method="sinkhorn", **options).plan
+    if not np.isfinite(plans).all():
+        plans = ot.solve_batch(C, method="log_sinkhorn", **options).plan
     kept = [(_strongest(P, m), effective_number(P)) for P in plans]
     return dict(zip(costs, kept, strict=True))
 

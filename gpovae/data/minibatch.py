@@ -8,6 +8,7 @@ stays sparse, in memory or on disk, until a batch is cut out of it."""
 __all__ = []
 
 # %% ../../nbs/data/95_minibatch.ipynb #c4523220
+import warnings
 from collections.abc import Iterator
 from functools import cache, cached_property
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from .expression import log_normalised
 from .labels import CONTROL
 from .order import hashed_order
 from .partners import mean_shares, median_profiles, stacked
+from .responses import not_learnt
 from .screen import Key, Screen
 from .stream import DiskRows, ahead, by_cell, dense_pieces, n_windows, windows
 
@@ -113,6 +115,8 @@ class Cells(Dataset):
         self.screen = screen
         self.rows = _check_split(screen, split)
         self.file_order = file_order
+        unknown = [p for p in not_learnt(screen) if labels is None or p not in labels]
+        self.rows = self.rows[~np.isin(screen.labels[self.rows], unknown)]
         names = screen.labels[self.rows]
         lanes = screen.batch
         self.labels = sorted(set(names) - {CONTROL}) if labels is None else list(labels)
@@ -217,6 +221,16 @@ def __getitem__(self: Cells, i) -> Batch:
     return self._batch(i, dense(self.X[i]))
 
 # %% ../../nbs/data/95_minibatch.ipynb #e44820b6
+def _note_windows() -> None:
+    "Counts on disk are mixed in parts: the batches are others than in memory."
+    warnings.warn(
+        "The counts lie on disk and are mixed some million at a time, so a seed gives other batches"
+        " than with the counts in memory, and slightly other results: adata.to_memory() (or"
+        " --in-memory) gives those.",
+        stacklevel=2,
+    )
+
+
 class Loader:
     "Batches of the cells of a split; each iteration is an epoch."
 
@@ -238,6 +252,8 @@ class Loader:
         stops = range(batch_size, len(cells), batch_size)
         # fewer cells than processes are no batch of their own
         self.stops = stops[:-1] if len(stops) and len(cells) - stops[-1] < world else stops
+        if shuffle and isinstance(cells.X, DiskRows) and n_windows(cells.X) > 1:
+            _note_windows()
         random = torch.Generator().manual_seed(seed)
         in_order = SequentialSampler(cells)
         self.order = RandomSampler(cells, generator=random) if shuffle else in_order

@@ -14,14 +14,14 @@ from scipy.stats import false_discovery_control
 
 from ..core.errors import GpovaeError
 from .rank_sum import rank_sum_test
-from .responses import fold_changes
+from .responses import comparable, fold_changes
 from .screen import Key, Screen
 from .steps import step
 
 # %% ../../nbs/data/70_nodes.ipynb #ef3ee5df
 def _responders(screen: Screen, min_lfc: float, alpha: float, progress: bool) -> pd.Series:
     "Largest |log2 fold change| of each gene that responds, the perturbed ones left out."
-    rows = screen.rows("train", fail=False)
+    rows = comparable(screen, screen.rows("train", fail=False))
     lfc = np.abs(fold_changes(screen, rows).lfc) / np.log(2)
     adjusted = false_discovery_control(rank_sum_test(screen, rows, progress), axis=1)
     responds = (lfc >= min_lfc) & (adjusted < alpha)

@@ -25,10 +25,10 @@ class _Labels:
     perturbation_key: str | None = option(
         None, "Column of obs that names the perturbation; None: a common name."
     )
-    control: str | int | None = option(
+    control: str | int | list[str] | None = option(
         None,
-        "Label of control cells, with or without a number after it (NegCtrl takes NegCtrl0,"
-        " NegCtrl1, ...); None: the common spellings.",
+        "Label of control cells, or several, with or without a number after it (NegCtrl takes"
+        " NegCtrl0, NegCtrl1, ...); None: the common spellings.",
     )
     layer: str | None = option(
         None,
@@ -43,11 +43,14 @@ class _Labels:
     batch_key: str | None = option(
         None, "Column of obs with gem group or cell line; None: one batch."
     )
+    pool_controls: bool = option(
+        False, "Compare cells of batches that lack controls with the controls of all batches."
+    )
     guide_key: str | None = option(
         None, "Column of obs with the guide, whose agreement is then reported; None: no guides."
     )
     gene_key: str | None = option(
-        None, "Column of var with gene names; None: symbols where the names are Ensembl ids."
+        None, "Column of var with gene names; None: symbols where the names are ids."
     )
 
 # %% ../../nbs/data/85_options.ipynb #0d0a0008
@@ -115,6 +118,9 @@ class PrepareOptions(_Choice):
 
     def __post_init__(self):
         check_fields(self)
+        # of the command line: none, or one
+        if isinstance(self.control, (list, tuple)) and len(self.control) < 2:
+            object.__setattr__(self, "control", next(iter(self.control), None))
 
 # %% ../../nbs/data/85_options.ipynb #0d0a000b
 def prepare_options(**settings) -> PrepareOptions:

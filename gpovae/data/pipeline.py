@@ -19,6 +19,7 @@ from ..core.errors import GpovaeError
 from ..core.progress import Bar
 from ..core.provenance import digest, storable, versions
 from .annotations import why_cells_leave
+from .blocks import Reading, so_far
 from .labels import gene_names
 from .matching import match_controls
 from .nodes import graph_nodes
@@ -26,7 +27,7 @@ from .options import PrepareOptions
 from .quality import quality_labels
 from .raw_counts import warn_of_empty
 from .register import register
-from .responses import node_responses
+from .responses import comparable, described, lacking_batches, node_responses
 from .screen import Key, Screen
 from .size_factor import stable_size_factor
 from .split import split_cells
@@ -46,6 +47,23 @@ def judge_perturbations(adata: ad.AnnData, seed: int = 0) -> dict:
     verdicts = {str(k).replace(" ", "_"): int(n) for k, n in counts.items()}
     return dict(perturbations=len(table)) | verdicts
 
+# %% ../../nbs/data/86_pipeline.ipynb #753035c4
+def _counts(work: ad.AnnData):
+    "X, or the layer in which a registered screen has its counts."
+    layer = work.uns.get(Key.screen, {}).get("layer", "")
+    return work.layers[layer] if layer else work.X
+
+
+def _note_reading(work: ad.AnnData, name: str, before: Reading) -> None:
+    "Write into the record of a step how much it read of a file."
+    after = so_far(_counts(work))
+    record = work.uns[Key.prepare]
+    # a step that was done before keeps its note
+    if after.cells > before.cells and name in record:
+        passes = (after.cells - before.cells) / work.n_obs
+        reading = dict(passes=round(passes, 3), bytes=after.bytes - before.bytes)
+        work.uns[Key.prepare] = record | {name: record[name] | dict(reading=reading)}
+
 # %% ../../nbs/data/86_pipeline.ipynb #3c2d026c
 @dataclass
 class Preparation:
@@ -61,7 +79,9 @@ class Preparation:
 
     def step(self, name: str, function: Callable, **settings):
         self.bar.set_postfix_str(name)
+        before = so_far(_counts(self.work))
         result = function(self.work, **settings)
+        _note_reading(self.work, name, before)
         self.after(self.work)
         self.bar.update()
         return result
@@ -79,6 +99,7 @@ def _register(work: ad.AnnData, options: PrepareOptions) -> Screen:
         drop_empty=options.drop_empty,
         gene_key=options.gene_key,
         guide_key=options.guide_key,
+        pool_controls=options.pool_controls,
     )
 
 # %% ../../nbs/data/86_pipeline.ipynb #0d0b0003
@@ -120,6 +141,14 @@ def _drop_weak(preparation: Preparation, summary: pd.DataFrame | None) -> None:
     )
 
 # %% ../../nbs/data/86_pipeline.ipynb #f7a7a13f
+def _alone(screen: Screen) -> tuple[list[str], str]:
+    "Perturbations that only batches without controls hold in training, and these batches in words."
+    rows = screen.rows("train", fail=False)
+    lacking = lacking_batches(screen, rows)
+    stay = set(screen.labels[comparable(screen, rows)])
+    return sorted(set(screen.labels[rows]) - stay), described(lacking)
+
+
 def _unusable(screen: Screen) -> list[str]:
     "Perturbations without a passing cell among those to learn from; held-out ones, among all."
     cells = pd.DataFrame(
@@ -135,14 +164,25 @@ def _drop_unusable(preparation: Preparation) -> None:
     "Leave out perturbations that quality control takes all training cells of, and say which."
     work = preparation.work
     screen = Screen(work)
-    names = _unusable(screen)
+    failing = _unusable(screen)
+    if failing:
+        what = f"No training cell of {len(failing)} perturbation(s) passes quality control:"
+        what += f" {', '.join(failing)}."
+        if len(failing) == len(screen.perturbations):
+            raise GpovaeError(f"{what} These are all there are. Prepare with a larger n_mads.")
+        warnings.warn(f"{what} They are left out; a larger n_mads is more lenient.", stacklevel=2)
+    alone, batches = _alone(screen)
+    if alone:
+        warnings.warn(
+            f"{len(alone)} perturbation(s) lie in batches that lack controls alone:"
+            f" {', '.join(alone)}; batches: {batches}. They are left out; pool_controls=True"
+            " compares them with the controls of all batches.",
+            stacklevel=2,
+        )
+    names = sorted({*failing, *alone})
     if not names:
         return
     listed = ", ".join(names)
-    what = f"No training cell of {len(names)} perturbation(s) passes quality control: {listed}."
-    if len(names) == len(screen.perturbations):
-        raise GpovaeError(f"{what} These are all there are. Prepare with a larger n_mads.")
-    warnings.warn(f"{what} They are left out; a larger n_mads is more lenient.", stacklevel=2)
 
     work = preparation.work = preparation.narrow(work, ~np.isin(screen.labels, names))
     left = _register(work, preparation.options)
@@ -247,6 +287,8 @@ def carry_over(work: ad.AnnData, adata: ad.AnnData) -> None:
         adata._init_as_actual(adata.copy())
     if work.n_obs < adata.n_obs:
         adata._inplace_subset_obs(adata.obs_names.isin(work.obs_names))
+    if work.n_vars < adata.n_vars:
+        adata._inplace_subset_var(adata.var_names.isin(work.var_names))
     replace_results(adata, work, but=(Key.latent, Key.network) if changed else ())
 
 # %% ../../nbs/data/86_pipeline.ipynb #fd4ffd38

@@ -9,6 +9,7 @@ __all__ = ['prepare', 'record_table', 'prepare_file']
 # %% ../../nbs/data/87_prepare.ipynb #30ff6088
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,12 +21,14 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from ..core.cluster import cluster
 from ..core.errors import GpovaeError
 from ..core.options import takes
 from ..core.provenance import complete, storable, versions
 from . import datasets
 from .annotations import read_labels
-from .blocks import blocks
+from .blocks import Reading, blocks, count_reading
+from .features import genes_only
 from .files import open_screen, read_annotations, write_annotations, write_screen
 from .layouts import source
 from .options import PrepareOptions, prepare_options
@@ -82,6 +85,8 @@ def _is_filled(work: ad.AnnData, options: PrepareOptions) -> np.ndarray:
 def _take_in(adata: ad.AnnData, options: PrepareOptions) -> tuple[ad.AnnData, np.ndarray]:
     "A workspace with the cells that stay, and why others of the screen leave."
     work = workspace(adata)
+    keep = genes_only(work.var, stacklevel=4)
+    work = work if keep.all() else work[:, keep].copy()
     # what an earlier preparation left out is no longer here to be named
     earlier = adata.uns.get(Key.prepare, {}).get("source", {}).get("parameters", {})
     done = str(earlier.get("leave_out", "")).split(", ")
@@ -107,7 +112,7 @@ def _check_in_memory(adata: ad.AnnData) -> None:
 def prepare(
     adata: ad.AnnData,
     perturbation_key: str | None = None,
-    control: str | int | None = None,
+    control: str | int | list[str] | None = None,
     *,
     progress: bool = True,
     **options,
@@ -149,8 +154,8 @@ def record_table(adata: ad.AnnData, what: str = "result") -> pd.DataFrame:
     ----------
     adata : AnnData
         Prepared.
-    what : {"result", "parameters", "versions"}, default "result"
-        What to list of each step.
+    what : {"result", "parameters", "versions", "reading"}, default "result"
+        What to list of each step; reading: bytes read, and passes over a screen on disk.
 
     Returns
     -------
@@ -268,6 +273,9 @@ def _made_from(target: Path) -> dict:
         return {}  # no prepared screen: it is overwritten
 
 # %% ../../nbs/data/87_prepare.ipynb #a33f2f5b
+_WORTH = 2.0  # seconds of work that are worth writing down
+
+
 def _store_results(path: Path, work: ad.AnnData) -> None:
     "Write the results so far, without the counts."
     results = ad.AnnData(
@@ -317,13 +325,16 @@ class _Scratch:
 
     folder: Path
     progress: bool
+    reading: list[Reading]  # one entry: of all copies together
 
     def copy(self, raw: Source, keep: np.ndarray, task: str, size_factor=None):
         "The copy, and which cells of `raw` have counts."
         # the last copy is read while the next one is written
         path = self.folder / f"counts{len(list(self.folder.glob('counts*')))}.h5ad"
         filled = write_screen(path, raw, keep, self.progress, task, size_factor=size_factor)
-        return open_screen(path), filled
+        copy = open_screen(path)
+        count_reading(copy.X, self.reading)
+        return copy, filled
 
     def narrow(self, work: ad.AnnData, keep: np.ndarray) -> ad.AnnData:
         def counts():
@@ -359,14 +370,19 @@ def _copy_raw(job: _FileJob, scratch: _Scratch, results: ad.AnnData | None):
 # %% ../../nbs/data/87_prepare.ipynb #0d0b0010
 def _prepare_in(folder: Path, job: _FileJob, request: dict, force: bool, progress: bool) -> None:
     "Prepare the screen as a file in `folder`, under the name of the target."
-    scratch = _Scratch(folder / ".work", progress)
+    scratch = _Scratch(folder / ".work", progress, [Reading()])
     scratch.folder.mkdir()
     results = None if force else _stored_results(job.results_so_far, request)
     work, why = _copy_raw(job, scratch, results)
 
+    stored = time.monotonic()
+
     def after(work):
-        note_source(work, why, request)
-        _store_results(job.results_so_far, work)
+        nonlocal stored
+        if time.monotonic() - stored > _WORTH:
+            note_source(work, why, request)
+            _store_results(job.results_so_far, work)
+            stored = time.monotonic()
 
     options = replace(job.options, layer=None)  # the copy has its counts in X
     work = prepared(work, options, scratch.narrow, progress, after)
@@ -398,6 +414,8 @@ def prepare_file(
     cells: str | Path | None = None,
     force: bool = False,
     progress: bool = True,
+    *,
+    scheduler: str | None = None,
     **options,
 ) -> bool:
     """Prepare a screen from file to file, with the memory of a few blocks.
@@ -416,6 +434,9 @@ def prepare_file(
         Prepare again although `target` was made from this file with these settings.
     progress : bool, default True
         Show progress bars.
+    scheduler : str, optional
+        Of a Dask cluster whose workers compute, and see the folder of `target`; None computes
+        here.
 
     Returns
     -------
@@ -432,4 +453,5 @@ def prepare_file(
     request = _request(job)
     if not force and job.target.exists() and _made_from(job.target) == request:
         return False
-    return _write_prepared(job, request, force, progress)
+    with cluster(scheduler):
+        return _write_prepared(job, request, force, progress)

@@ -14,12 +14,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
-import scipy.sparse as sp
 
 from ..core.errors import GpovaeError
-from ..core.progress import Bar
-from .blocks import block_rows, blocks
+from .blocks import blocks
+from .doublets import find_doublets
 from .failures import failure_table, in_words, judge, warn_of_failures
+from .parts import for_each_cell
 from .register import counted_genes
 from .screen import Key, Screen
 from .steps import step
@@ -29,14 +29,17 @@ from .steps import step
 _FAMILIES = dict(mitochondrial="^MT-", ribosomal="^RP[SL]", haemoglobin="^HB[^P]")
 
 
-def _block_metrics(counts, cells, var) -> pd.DataFrame:
-    "The five numbers of a block of cells."
-    block = ad.AnnData(counts, obs=pd.DataFrame(index=cells), var=var)
+def _block_metrics(counts, var) -> np.ndarray:
+    "(cells, 5) numbers of a block of cells."
+    block = ad.AnnData(counts, var=var)
     families = list(_FAMILIES)
     m, _ = sc.pp.calculate_qc_metrics(block, qc_vars=families, percent_top=None, log1p=False)
-    metrics = dict(n_counts=m["total_counts"], n_genes=m["n_genes_by_counts"])
-    shares = {f"share_{family}": m[f"pct_counts_{family}"] / 100 for family in families}
-    return pd.DataFrame(metrics | shares, index=m.index)
+    shares = [m[f"pct_counts_{family}"] / 100 for family in families]
+    return np.column_stack([m["total_counts"], m["n_genes_by_counts"], *shares])
+
+
+def _metrics(X, rows, var) -> np.ndarray:
+    return np.concatenate([_block_metrics(block, var) for _, block in blocks(X, rows)])
 
 # %% ../../nbs/data/50_quality.ipynb #dfc2bfb1
 def cell_metrics(screen: Screen) -> pd.DataFrame:
@@ -47,9 +50,9 @@ def cell_metrics(screen: Screen) -> pd.DataFrame:
     var = pd.DataFrame(index=screen.genes)
     for family, pattern in _FAMILIES.items():
         var[family] = var.index.str.match(f"(?i:{pattern})") & counted_genes(screen)
-    names = screen.adata.obs_names
-    tables = [_block_metrics(block, names[rows], var) for rows, block in blocks(screen.counts)]
-    return pd.concat(tables).astype(np.float32)
+    values = for_each_cell(_metrics, screen.counts, None, shared=(var,))
+    names = ["n_counts", "n_genes", *(f"share_{family}" for family in _FAMILIES)]
+    return pd.DataFrame(values, screen.adata.obs_names, names).astype(np.float32)
 
 # %% ../../nbs/data/50_quality.ipynb #9f350032
 def mad_threshold(values, k: float, floor: float = 0) -> float:
@@ -85,72 +88,6 @@ def beyond(
         else:
             crossed[name] = values > mad_threshold(reference[name], k, _LEAST_MAD["share"])
     return pd.DataFrame(crossed)
-
-# %% ../../nbs/data/50_quality.ipynb #115b50fa
-_MOST_CELLS = 8000  # that are looked at together
-_LEAST_CELLS = 100
-_MOST_GENES = 1000
-_MOST_DOUBLETS = 0.25  # share of the cells; more is a failure of the threshold
-
-
-def _scrublet(counts, seed) -> np.ndarray:
-    "Doublet calls for one group of cells, from Scrublet at its automatic threshold."
-    counts = sp.csr_matrix(counts, dtype=np.float32)
-    counts.sort_indices()  # the order of sums
-    cells = ad.AnnData(counts)
-    sc.pp.filter_genes(cells, min_cells=3)
-    if cells.n_vars > _MOST_GENES:
-        logs = sc.pp.log1p(cells, copy=True)
-        genes = sc.pp.highly_variable_genes(logs, n_top_genes=_MOST_GENES, inplace=False)
-        cells = cells[:, genes["highly_variable"].to_numpy()].copy()
-
-    doublets = sc.pp.scrublet_simulate_doublets(cells, random_seed=seed)
-    for group in (cells, doublets):
-        sc.pp.normalize_total(group, target_sum=1e6)
-    options = dict(n_prin_comps=min(30, cells.n_vars - 1), use_approx_neighbors=False)
-    sc.pp.scrublet(cells, doublets, random_state=seed, verbose=False, **options)
-    called = cells.obs["predicted_doublet"].to_numpy(bool)
-    if called.mean() > _MOST_DOUBLETS:
-        raise ValueError(f"its automatic threshold calls {called.mean():.0%} of the cells doublets")
-    return called
-
-# %% ../../nbs/data/50_quality.ipynb #2d7321dd
-def _group_doublets(counts, batch: str, seed: int) -> np.ndarray:
-    "Doublet calls for one group of cells of a batch; none, with a warning, where that fails."
-    none = np.zeros(counts.shape[0], bool)
-    if len(none) < _LEAST_CELLS:
-        warnings.warn(
-            f"Batch {batch!r} has {len(none)} cells, too few to look for doublets (at least"
-            f" {_LEAST_CELLS}).",
-            stacklevel=3,
-        )
-        return none
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _scrublet(counts, seed)
-    except (ValueError, IndexError, ArithmeticError, np.linalg.LinAlgError) as error:
-        warnings.warn(
-            f"Scrublet failed on batch {batch!r} ({error}); none of its cells is called a doublet.",
-            stacklevel=3,
-        )
-        return none
-
-# %% ../../nbs/data/50_quality.ipynb #115b6fe9
-def find_doublets(screen: Screen, seed: int = 0, progress: bool = False) -> np.ndarray:
-    "(cells,) bool: doublet calls, batch by batch."
-    called = np.zeros(screen.adata.n_obs, bool)
-    batch = screen.batch
-    genes = screen.gene_order
-    size = min(_MOST_CELLS, max(2000, 2 * block_rows(len(screen.genes))))
-    bar = dict(desc="doublets", unit="batch", leave=False, progress=progress)
-    for b in Bar(np.unique(batch), **bar):
-        rows = screen.in_order(np.flatnonzero(batch == b), seed, "doublets")
-        for group in np.array_split(rows, -(-len(rows) // size)):
-            # read in the order of the file, looked at in one that does not depend on it
-            counts = screen.counts[np.sort(group)][np.argsort(np.argsort(group))]
-            called[group] = _group_doublets(counts[:, genes], str(b), seed)
-    return called
 
 # %% ../../nbs/data/50_quality.ipynb #219df7e9
 @step("quality")

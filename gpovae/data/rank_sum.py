@@ -8,26 +8,23 @@ genes at once."""
 __all__ = ['rank_sum_test']
 
 # %% ../../nbs/data/65_rank_sum.ipynb #af52f8db
+import os
+import tempfile
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numba
 import numpy as np
-import scipy.sparse as sp
 from scipy.stats import norm
 
+from ..core.cluster import is_here, n_parts, summed
 from ..core.progress import Bar
+from ..core.provenance import room
 from .blocks import BLOCK, blocks
 from .labels import CONTROL
+from .parts import part_of
 from .responses import strata
 from .screen import Screen
-
-# %% ../../nbs/data/65_rank_sum.ipynb #b5eb7bc1
-class _Stratum(NamedTuple):
-    "The cells of one stratum."
-
-    label: np.ndarray  # (cells,) number of the perturbation, -1 for controls
-    n_perturbed: np.ndarray  # (R,) cells of each perturbation
-    n_control: int
 
 # %% ../../nbs/data/65_rank_sum.ipynb #aa54a3eb
 class _Statistic(NamedTuple):
@@ -36,125 +33,262 @@ class _Statistic(NamedTuple):
     excess: np.ndarray  # (genes, R) U minus its mean
     variance: np.ndarray  # (genes, R)
 
+# %% ../../nbs/data/65_rank_sum.ipynb #071f1081
+class _Design(NamedTuple):
+    "Who is compared with whom; the last stratum has the controls of all."
+
+    stratum: np.ndarray  # (cells,)
+    label: np.ndarray  # (cells,) number of the perturbation, -1 for controls
+    n_perturbed: np.ndarray  # (strata, R) cells of each perturbation
+    n_control: np.ndarray  # (strata,)
+    library: np.ndarray  # (cells,)
+
 # %% ../../nbs/data/65_rank_sum.ipynb #99fb34de
 @numba.njit(nogil=True, cache=True)
 def _tied(t):
     "What t tied cells take from the variance."
     return t * t * t - t
 
-# %% ../../nbs/data/65_rank_sum.ipynb #7aca2084
-@numba.njit(nogil=True, cache=True)
-def _compare(values, control, n_silent, ties):
-    """Wins of the positive values of one perturbation, and ties with what they add.
-
-    `values` and the positive values of `control` are sorted; `n_silent` controls have no count.
-    """
-    wins = 0.0
-    k = 0
-    while k < len(values):
-        first = k
-        while k < len(values) and values[k] == values[first]:
-            k += 1
-        m = k - first
-        low = np.searchsorted(control, values[first], "left")
-        high = np.searchsorted(control, values[first], "right")
-        wins += m * (n_silent + (low + high) / 2)
-        ties += _tied(float(high - low + m)) - _tied(float(high - low))
-    return wins, ties
-
-# %% ../../nbs/data/65_rank_sum.ipynb #99fb53cd
-@numba.njit(nogil=True, cache=True)
-def _ties_within(control):
-    "Ties among the sorted positive values of controls."
-    ties = 0.0
-    i = 0
-    while i < len(control):
-        j = i
-        while j < len(control) and control[j] == control[i]:
-            j += 1
-        ties += _tied(float(j - i))
-        i = j
-    return ties
-
-# %% ../../nbs/data/65_rank_sum.ipynb #49860b46
-@numba.njit(nogil=True, cache=True)
-def _sorted_groups(values, label):
-    "Values and labels of perturbed cells: by label, and by value within a label."
-    values = values[label >= 0]
-    label = label[label >= 0]
-    order = np.argsort(values, kind="mergesort")
-    order = order[np.argsort(label[order], kind="mergesort")]
-    return values[order], label[order]
-
 # %% ../../nbs/data/65_rank_sum.ipynb #6ca96643
 @numba.njit(nogil=True, cache=True)
-def _add_gene(values, label, stratum, excess, variance):
+def _add_ties(label, n_below, tally):
+    """Add cells of one value; how many of them are controls.
+
+    `label` (cells,); `n_below` controls have smaller values.
+    """
+    wins, ties, seen, alike = tally
+    n_control = np.sum(label < 0)
+    for p in label:
+        if p >= 0:
+            wins[p] += n_below + n_control / 2
+            seen[p] += 1
+            alike[p] += 1
+    for p in label:
+        if p >= 0 and alike[p] > 0:
+            ties[p] += _tied(float(n_control + alike[p])) - _tied(float(n_control))
+            alike[p] = 0
+    return n_control
+
+# %% ../../nbs/data/65_rank_sum.ipynb #5e24d90f
+@numba.njit(nogil=True, cache=True)
+def _tally(values, label, n_silent, tally):
+    "Add the positive values of one gene and stratum; ties among the controls."
+    wins, _, seen, _ = tally
+    order = np.argsort(values)
+    values = values[order]
+    label = label[order]
+    n_below = n_silent
+    control_ties = 0.0
+    start = 0
+    while start < len(values):
+        stop = start + 1
+        while stop < len(values) and values[stop] == values[start]:
+            stop += 1
+        # most values occur once
+        if stop > start + 1:
+            n_control = _add_ties(label[start:stop], n_below, tally)
+            control_ties += _tied(float(n_control))
+            n_below += n_control
+        elif label[start] < 0:
+            n_below += 1
+        else:
+            wins[label[start]] += n_below
+            seen[label[start]] += 1
+        start = stop
+    return control_ties
+
+# %% ../../nbs/data/65_rank_sum.ipynb #9220692c
+@numba.njit(nogil=True, cache=True)
+def _add_stratum(values, label, n_perturbed, n_control, statistic):
     "Add one gene of one stratum, given its positive values and their labels."
-    n_control = stratum.n_control
-    control = np.sort(values[label < 0])
-    n_silent = n_control - len(control)
-    control_ties = _ties_within(control)
-    values, label = _sorted_groups(values, label)
-    stop = 0
-    for p in range(len(stratum.n_perturbed)):
-        n = stratum.n_perturbed[p]
+    R = len(n_perturbed)
+    tally = (np.zeros(R), np.zeros(R), np.zeros(R, np.int64), np.zeros(R, np.int64))
+    n_silent = n_control - np.sum(label < 0)
+    control_ties = _tally(values, label, n_silent, tally)
+    wins, ties, seen, _ = tally
+    for p in range(R):
+        n = n_perturbed[p]
         if n == 0:
             continue
-        start = stop
-        while stop < len(label) and label[stop] == p:
-            stop += 1
-        wins, ties = _compare(values[start:stop], control, n_silent, control_ties)
-        silent = n - (stop - start)
-        wins += silent * n_silent / 2
-        ties += _tied(float(silent + n_silent))
+        silent = n - seen[p]
+        U = wins[p] + silent * n_silent / 2
+        tied = control_ties + ties[p] + _tied(float(silent + n_silent))
 
         # equations rank_sum.1 and rank_sum.2
         N = max(float(n + n_control), 2.0)
-        excess[p] += wins - n * n_control / 2
-        variance[p] += n * n_control / 12 * (N + 1 - ties / (N * (N - 1)))
+        statistic.excess[p] += U - n * n_control / 2
+        statistic.variance[p] += n * n_control / 12 * (N + 1 - tied / (N * (N - 1)))
 
-# %% ../../nbs/data/65_rank_sum.ipynb #8d5fcd5d
+# %% ../../nbs/data/65_rank_sum.ipynb #06b69616
+@numba.njit(nogil=True, cache=True)
+def _add_gene(values, cells, design, statistic):
+    "Add one gene, given its positive values and the cells that have them."
+    label = design.label[cells]
+    stratum = design.stratum[cells]
+    last = len(design.n_control) - 1
+    by_stratum = np.argsort(stratum, kind="mergesort")
+    bounds = np.searchsorted(stratum[by_stratum], np.arange(last + 1))
+    for k in range(last + 1):
+        n_perturbed = design.n_perturbed[k]
+        if not n_perturbed.any():
+            continue
+        if k < last:
+            chosen = by_stratum[bounds[k] : bounds[k + 1]]
+        else:
+            chosen = np.flatnonzero((stratum == last) | (label < 0))
+        n_control = design.n_control[k]
+        _add_stratum(values[chosen], label[chosen], n_perturbed, n_control, statistic)
+
+# %% ../../nbs/data/65_rank_sum.ipynb #504cb693
+class _Piece(NamedTuple):
+    "A block of cells in the scratch file, gene by gene: cells, then counts."
+
+    first: int  # position of its first cell
+    start: int  # byte in the file
+    indptr: np.ndarray  # (genes + 1,)
+    types: tuple  # of cells and of counts, as small as they can be
+
+# %% ../../nbs/data/65_rank_sum.ipynb #c64ae7bd
+def _smallest_type(values: np.ndarray) -> np.dtype:
+    "That holds these values; what is no count, such as log expression, keeps its own."
+    is_whole = values.dtype.kind in "iu" or np.array_equal(values, np.rint(values))
+    return np.min_scalar_type(int(values.max(initial=0))) if is_whole else values.dtype
+
+
+def _lay_down(file, first: int, block, path) -> _Piece:
+    "Append a CSR block to the scratch file."
+    block.eliminate_zeros()
+    turned = block.tocsc()
+    start = file.tell()
+    types = []
+    room(path, 8 * turned.nnz)
+    for values in (turned.indices, turned.data):
+        smallest = _smallest_type(values)
+        file.write(values.astype(smallest).data)
+        types.append(smallest)
+    return _Piece(first, start, turned.indptr.astype(np.int64), tuple(types))
+
+# %% ../../nbs/data/65_rank_sum.ipynb #d0f58436
+def _turn(X, rows, file, path, bar: Bar) -> list[_Piece]:
+    "Lay down the counts of the cells at positions `rows`, in ascending order."
+    pieces = []
+    first = 0
+    for cells, block in blocks(X, rows):
+        pieces.append(_lay_down(file, first, block.copy(), path))
+        first += len(cells)
+        bar.update(len(cells))
+    return pieces
+
+# %% ../../nbs/data/65_rank_sum.ipynb #7d006242
 class _Csc(NamedTuple):
     "Counts of some genes, column by column."
 
     indptr: np.ndarray
-    indices: np.ndarray  # positions among the cells of the stratum
+    indices: np.ndarray  # positions among the cells
     data: np.ndarray
+
+# %% ../../nbs/data/65_rank_sum.ipynb #e42f8e61
+def _take(file, piece: _Piece, genes: slice) -> _Csc:
+    "Some genes of a piece."
+    indptr = piece.indptr[genes.start : genes.stop + 1]
+    start = piece.start
+    arrays = []
+    for kind in piece.types:
+        file.seek(start + int(indptr[0]) * kind.itemsize)
+        read = file.read(int(indptr[-1] - indptr[0]) * kind.itemsize)
+        arrays.append(np.frombuffer(read, kind))
+        start += int(piece.indptr[-1]) * kind.itemsize
+    cells, counts = arrays
+    return _Csc(indptr - indptr[0], cells.astype(np.int32), counts.astype(np.float32))
+
+# %% ../../nbs/data/65_rank_sum.ipynb #8cc8e706
+@numba.njit(nogil=True, cache=True)
+def _put(piece, first, position, target):
+    "Copy the genes of a piece to `position` (genes,), which moves on."
+    for j in range(len(piece.indptr) - 1):
+        for k in range(piece.indptr[j], piece.indptr[j + 1]):
+            target.indices[position[j]] = piece.indices[k] + first
+            target.data[position[j]] = piece.data[k]
+            position[j] += 1
+
+# %% ../../nbs/data/65_rank_sum.ipynb #e9fd708d
+def _columns(file, pieces: list[_Piece]) -> Iterator[tuple[slice, _Csc]]:
+    "Genes of all pieces, as many at a time as fill a block."
+    n = sum(np.diff(piece.indptr) for piece in pieces)
+    group = (np.cumsum(n) - n) // BLOCK
+    for members in np.split(np.arange(len(n)), np.flatnonzero(np.diff(group)) + 1):
+        genes = slice(int(members[0]), int(members[-1]) + 1)
+        indptr = np.append(0, np.cumsum(n[genes]))
+        x = _Csc(indptr, np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32))
+        position = indptr[:-1].copy()
+        for piece in pieces:
+            _put(_take(file, piece, genes), piece.first, position, x)
+        yield genes, x
 
 # %% ../../nbs/data/65_rank_sum.ipynb #b702bbaa
 @numba.njit(nogil=True, parallel=True, cache=True)
-def _add_genes(x, library, stratum, excess, variance):
-    "Add genes side by side; counts are divided by `library` (cells,)."
-    indptr = x.indptr
-    indices = x.indices
-    data = x.data
-    label = stratum.label
-    for j in numba.prange(len(indptr) - 1):
-        column = slice(indptr[j], indptr[j + 1])
-        cells = indices[column]
-        _add_gene(data[column] / library[cells], label[cells], stratum, excess[j], variance[j])
+def _add_genes(x, design, statistic):
+    "Add genes side by side."
+    for j in numba.prange(len(x.indptr) - 1):
+        column = slice(x.indptr[j], x.indptr[j + 1])
+        cells = x.indices[column]
+        values = x.data[column] / design.library[cells]
+        _add_gene(values, cells, design, _Statistic(statistic.excess[j], statistic.variance[j]))
 
-# %% ../../nbs/data/65_rank_sum.ipynb #8d5fec4c
-def _columns(screen, cells):
-    "Counts of these cells by columns: the position of the first gene, and a CSC matrix."
-    X = screen.counts
-    first = next(blocks(X, cells))[1]
-    filled = max(first.nnz / np.prod(first.shape), 1e-3)
-    width = max(1, int(2 * BLOCK / len(cells) / filled))
-    for j in range(0, X.shape[1], width):
-        pieces = [b[:, j : j + width].astype(np.float32) for _, b in blocks(X, cells)]
-        columns = sp.vstack(pieces, format="csr").tocsc()
-        columns.eliminate_zeros()
-        yield j, columns
+# %% ../../nbs/data/65_rank_sum.ipynb #2a51252d
+def _design(screen, rows) -> _Design:
+    "Of the cells at positions `rows`."
+    labels = screen.labels[rows]
+    is_control = labels == CONTROL
+    names = np.unique(labels[~is_control])
+    number = np.full(len(rows), -1)
+    number[~is_control] = np.searchsorted(names, labels[~is_control])
+    stratum, controls = strata(is_control, screen.batch[rows])
 
-# %% ../../nbs/data/65_rank_sum.ipynb #c104ba4a
-def _add_stratum(screen, cells, stratum, statistic):
-    "Add one stratum, whose cells are at positions `cells` of the screen."
-    library = screen.library_size.astype(float)[cells]
-    for j, columns in _columns(screen, cells):
-        genes = slice(j, j + columns.shape[1])
-        x = _Csc(columns.indptr, columns.indices, columns.data)
-        _add_genes(x, library, stratum, statistic.excess[genes], statistic.variance[genes])
+    n_perturbed = np.zeros((len(controls), len(names)), np.int64)
+    np.add.at(n_perturbed, (stratum[~is_control], number[~is_control]), 1)
+    n_control = np.array([len(c) for c in controls])
+    library = screen.library_size.astype(float)[rows]
+    return _Design(stratum, number, n_perturbed, n_control, library)
+
+# %% ../../nbs/data/65_rank_sum.ipynb #c8e0678e
+def _scratch_folder(X) -> str:
+    "Where the counts lie; of those in memory, that for temporary files."
+    file = getattr(getattr(X, "group", None), "file", None)
+    return os.path.dirname(os.path.abspath(file.filename)) if file else tempfile.gettempdir()
+
+# %% ../../nbs/data/65_rank_sum.ipynb #a1251b5f
+def _statistic(X, rows, design, progress) -> _Statistic:
+    "U of all genes and perturbations, over the strata that have perturbed cells."
+    statistic = _Statistic(*np.zeros((2, X.shape[1], design.n_perturbed.shape[1])))
+    look = dict(leave=False, progress=progress)
+    folder = _scratch_folder(X)
+    with tempfile.SpooledTemporaryFile(8 * BLOCK, dir=folder) as file:
+        with Bar(total=len(rows), desc="turning counts", unit="cells", **look) as bar:
+            pieces = _turn(X, rows, file, os.path.join(folder, "scratch"), bar)
+        with Bar(total=X.shape[1], desc="rank-sum test", unit="genes", **look) as bar:
+            for genes, x in _columns(file, pieces):
+                _add_genes(
+                    x, design, _Statistic(statistic.excess[genes], statistic.variance[genes])
+                )
+                bar.update(genes.stop - genes.start)
+    return statistic
+
+# %% ../../nbs/data/65_rank_sum.ipynb #0f7811f3
+def _by_strata(X, rows, design) -> Iterator[tuple]:
+    "Arguments of `_statistic` for some strata each."
+    last = len(design.n_control) - 1
+    for strata_of_part in np.array_split(np.arange(last + 1), min(n_parts(), last + 1)):
+        n_perturbed = np.zeros_like(design.n_perturbed)
+        n_perturbed[strata_of_part] = design.n_perturbed[strata_of_part]
+        has_cells = n_perturbed.any(1)
+        cells = has_cells[design.stratum]
+        if has_cells[last]:  # its controls are those of all
+            cells |= design.label < 0
+        if has_cells.any():
+            each = (design.stratum[cells], design.label[cells], n_perturbed)
+            part = _Design(*each, design.n_control, design.library[cells])
+            yield *part_of(X, rows[cells]), part, False
 
 # %% ../../nbs/data/65_rank_sum.ipynb #8d600b3b
 def rank_sum_test(screen: Screen, rows, progress: bool = False) -> np.ndarray:
@@ -174,23 +308,13 @@ def rank_sum_test(screen: Screen, rows, progress: bool = False) -> np.ndarray:
     ndarray (R, genes)
         P-values against controls of the same batches, perturbations in sorted order.
     """
-    rows = np.asarray(rows)
-    labels = screen.labels[rows]
-    is_control = labels == CONTROL
-    names = np.unique(labels[~is_control])
-    number = np.full(len(rows), -1)
-    number[~is_control] = np.searchsorted(names, labels[~is_control])
-    stratum_of, controls = strata(is_control, screen.batch[rows])
-    statistic = _Statistic(*np.zeros((2, screen.counts.shape[1], len(names))))
-
-    bar = dict(desc="rank-sum test", unit="batch", leave=False, progress=progress)
-    for k, control in enumerate(Bar(controls, **bar)):
-        perturbed = np.flatnonzero((stratum_of == k) & ~is_control)
-        if len(perturbed):
-            cells = np.sort(np.r_[perturbed, control])
-            n_perturbed = np.bincount(number[perturbed], minlength=len(names))
-            stratum = _Stratum(number[cells], n_perturbed, len(control))
-            _add_stratum(screen, rows[cells], stratum, statistic)
-
-    z = np.abs(statistic.excess) / np.sqrt(np.maximum(statistic.variance, 1e-12))
+    # in the order of the file
+    rows = np.sort(np.asarray(rows))
+    design = _design(screen, rows)
+    X = screen.counts
+    if is_here():
+        excess, variance = _statistic(X, rows, design, progress)
+    else:
+        excess, variance = summed(_statistic, _by_strata(X, rows, design))
+    z = np.abs(excess) / np.sqrt(np.maximum(variance, 1e-12))
     return 2 * norm.sf(z).T

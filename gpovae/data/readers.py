@@ -122,7 +122,7 @@ class RMatrix(NamedTuple):
     features: pd.Index
     cells: pd.Index | None  # None where the file does not name them
 
-
+# %% ../../nbs/data/43_readers.ipynb #15337699
 def r_matrix(_, slots: dict) -> RMatrix:
     "A dgTMatrix or dgCMatrix from its slots."
     n_columns = slots["Dim"][1]

@@ -18,12 +18,25 @@ import pandas as pd
 
 from ..core.errors import GpovaeError
 from ..core.provenance import fingerprint, storable, versions
-from .annotations import chosen_cells, read_labels
+from .annotations import chosen_cells, label_cells, raw_labels, read_labels, spellings
+from .blocks import blocks
+from .features import genes_only
 from .kinds import read_kinds
-from .labels import CONTROL, numbered_controls
+from gpovae.data.labels import (
+    CONTROL,
+    canonical,
+    gene_names,
+    like_controls,
+    named_controls,
+    numbered_controls,
+    symbols,
+    targets,
+)
 from .raw_counts import check_counts, warn_of_empty
 from .screen import Key, Screen
+from .spellings import Names
 from .steps import stale
+from .unchanged import stamp
 
 # %% ../../nbs/data/35_register.ipynb #cda1f805
 def _size_factor_genes(genes: pd.Index, exclude) -> np.ndarray:
@@ -47,69 +60,136 @@ def counted_genes(screen: Screen) -> np.ndarray:
 # %% ../../nbs/data/35_register.ipynb #e143865c
 def _choose_layer(adata: ad.AnnData, layer: str | None) -> str | None:
     "The layer with raw counts; None means X."
+    if layer == "raw" and layer not in adata.layers:
+        raise GpovaeError(
+            "layer='raw' means raw.X of a file. In memory take it out first: adata ="
+            " adata.raw.to_adata(), with the same obs; then leave layer away."
+        )
+    if layer == "X" and layer not in adata.layers:
+        raise GpovaeError("X is no layer but what is read where none is named: leave layer away.")
     if layer is not None and layer not in adata.layers:
         layers = ", ".join(adata.layers) or "nothing"
         raise GpovaeError(f"layer {layer!r} not found. There is: {layers}.")
     return "counts" if layer is None and "counts" in adata.layers else layer
 
-# %% ../../nbs/data/35_register.ipynb #d5ee9d42
-_GUIDE = re.compile(r"(.+?)[-_.](?:sg|sgrna|grna|guide|g)?[-_]?\d+", re.IGNORECASE)
-
-# %% ../../nbs/data/35_register.ipynb #a0885320
-def _gene_of_guide(name: str, genes: set[str]) -> str | None:
-    match = _GUIDE.fullmatch(name)
-    return match[1] if match and match[1] in genes else None
-
-# %% ../../nbs/data/35_register.ipynb #43bc3e1e
-def _perhaps_guides(names: list[str], genes: set[str]) -> str:
-    guides = [name for name in names if _gene_of_guide(name, genes)]
-    if not guides:
-        return ""
-    return (
-        f" {len(guides)} of them look like guides ({guides[0]} of"
-        f" {_gene_of_guide(guides[0], genes)}): name the column with their genes as"
-        " perturbation_key, and this one as guide_key."
-    )
-
-# %% ../../nbs/data/35_register.ipynb #efc00bbd
-def _perhaps_pairs(names: list[str], genes: set[str]) -> str:
-    words = {name: re.split("[_,;|/&]", name) for name in names}
-    pairs = [name for name in names if len(words[name]) > 1 and genes.issuperset(words[name])]
-    if not pairs:
-        return ""
-    return (
-        f" {len(pairs)} of them look like combinations, which are written with a plus:"
-        f" {'+'.join(words[pairs[0]])}, not {pairs[0]}."
-    )
-
 # %% ../../nbs/data/35_register.ipynb #b5e66027
 def _first_five(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
-# %% ../../nbs/data/35_register.ipynb #85158eb9
-def _warn_of_targets(screen: Screen, stacklevel: int) -> None:
-    "Say which targets have no column in the matrix, and what they may be."
-    targets = np.array(screen.targets, dtype=object)
-    missing = targets[~screen.measured(targets)].tolist()
-    if missing:
-        genes = set(screen.genes)
-        hints = _perhaps_guides(missing, genes) + _perhaps_pairs(missing, genes)
+# %% ../../nbs/data/35_register.ipynb #d5ee9d42
+def _guessed(raw: Iterable[str], control, names: Names) -> dict[str, str]:
+    "Labels that are no names, ids or combinations of such -> what they are taken for."
+    raw = list(raw)
+    known = names.names.union(names.by_id)
+    guessed = {}
+    for label, becomes in spellings(raw, control, names).items():
+        plain = canonical(label, control, known)
+        words = set(targets(plain))
+        # an id may have a version
+        ids = {w for w in words if w.split(".")[0] in known - names.names}
+        is_plain = becomes == plain or words <= known | ids
+        if becomes != CONTROL and not is_plain:
+            guessed[label] = becomes
+    return guessed
+
+
+def _warn_of_spellings(adata: ad.AnnData, column: str, settings: dict, stacklevel: int) -> None:
+    "Say which labels were taken for the genes that they seem to name."
+    names = Names(adata.var[Key.gene], gene_names(adata.var, settings["gene_key"])[1])
+    raw = raw_labels(adata.obs, column).unique()
+    guessed = _guessed(raw, settings["control"], names)
+    if guessed:
+        pairs = [f"{label} as {gene}" for label, gene in guessed.items()]
         warnings.warn(
-            f"{len(missing)} target(s) are not among the measured genes ({_first_five(missing)}):"
-            f" they get a row in the network but no column.{hints}",
+            f"{len(guessed)} label(s) are not the name of a measured gene, and are read as what"
+            f" they seem to name: {_first_five(pairs)}. Rename them where that is wrong; where they"
+            f" are guides, guide_key={column!r} reports how these agree.",
             stacklevel=stacklevel + 1,
         )
 
+# %% ../../nbs/data/35_register.ipynb #85158eb9
+def _warn_of_targets(screen: Screen, stacklevel: int) -> None:
+    "Say which targets have no column in the matrix; louder where none has."
+    targets = np.array(screen.targets, dtype=object)
+    missing = targets[~screen.measured(targets)].tolist()
+    if not missing:
+        return
+    text = (
+        f"{len(missing)} target(s) are not among the measured genes ({_first_five(missing)}):"
+        " they get a row in the network but no column."
+    )
+    if len(missing) == len(targets):
+        text = (
+            f"No target is measured: {_first_five(missing)} are not among the measured genes, which"
+            f" are called {_first_five(list(screen.genes[:3]))}. If both name the same genes, name"
+            " the column of var that the labels use: gene_key=."
+        )
+    warnings.warn(text, stacklevel=stacklevel + 1)
+
 # %% ../../nbs/data/35_register.ipynb #653a6bd5
-def _warn_of_controls(screen: Screen, control: str | None, stacklevel: int) -> None:
-    "Say which perturbations differ from the user's control by a number only."
+def _named_so_far(raw: Iterable[str], control) -> list[str]:
+    "The labels of the controls, without the numbers of guides."
+    named = named_controls(control)
+    if named is None:
+        alone = (label.strip() for label in raw if canonical(label) == CONTROL)
+        named = (re.sub(r"[-_ ]\d+$", "", label.split("+")[0].strip()) for label in alone)
+    return list(dict.fromkeys(named))
+
+
+def _warn_of_controls(adata: ad.AnnData, column: str, control, stacklevel: int) -> None:
+    "Say which perturbations look like a control beside the one that is taken."
+    screen = Screen(adata)
     stem, similar = numbered_controls(screen.perturbations, control)
     if similar:
         warnings.warn(
-            f"{_first_five(similar)} look(s) like a control beside {control!r}, and is taken for a"
-            f" perturbation. control={stem!r} takes all of them.",
+            f"{_first_five(similar)} look(s) like a control beside {named_controls(control)[0]!r},"
+            f" and is taken for a perturbation. control={stem!r} takes all of them.",
             stacklevel=stacklevel + 1,
         )
+    likely = [p for p in like_controls(screen.perturbations, set(screen.genes)) if p not in similar]
+    if likely:
+        labels = [p.removesuffix(" (label)") for p in likely]
+        so_far = _named_so_far(raw_labels(adata.obs, column).unique(), control)
+        stems = [re.sub(r"[-_ ]\d+$", "", label) for label in labels]
+        everything = list(dict.fromkeys([*so_far, *stems]))
+        warnings.warn(
+            f"{_first_five(labels)} look(s) like a control beside {_first_five(so_far)}, and is"
+            f" taken for a perturbation. control={everything} takes all for controls"
+            " (--control once for each).",
+            stacklevel=stacklevel + 1,
+        )
+
+# %% ../../nbs/data/35_register.ipynb #6aa387ac
+def _copies(var: pd.DataFrame, key: str | None, targets: Iterable[str]) -> dict[str, np.ndarray]:
+    "Target -> positions of the columns that bear its symbol, where these are several."
+    called = symbols(var, key)
+    # as anndata and R make names unique
+    stem = called.str.replace(r"[-.]\d{1,2}$", "", regex=True)
+    wanted = set(targets) & set(called)
+    symbol = pd.Series(np.where(stem.isin(wanted), stem, called))
+    positions = symbol[symbol.isin(wanted)].groupby(symbol).indices
+    where = {gene: np.flatnonzero(symbol == gene) for gene in positions}
+    return {gene: i for gene, i in where.items() if len(i) > 1}
+
+
+def _settled(X, names: pd.Index, copies: dict[str, np.ndarray]) -> pd.Index:
+    "Names of the genes, where of several copies the one with most counts has the symbol."
+    columns = np.concatenate(list(copies.values()))
+    sums = [np.asarray(block[:, columns].sum(0)).ravel() for _, block in blocks(X)]
+    total = dict(zip(columns, np.sum(sums, axis=0), strict=True))
+    names = names.to_numpy(object).copy()
+    lines = []
+    for gene, positions in copies.items():
+        best = max(positions, key=total.get)
+        holder = next(i for i in positions if names[i] == gene)
+        lines.append(f"{gene} ({', '.join(f'{total[i]:g}' for i in positions)} counts)")
+        names[holder], names[best] = names[best], names[holder]
+    warnings.warn(
+        f"{len(lines)} target(s) have several columns: {_first_five(lines)}. The one with most"
+        " counts takes the name; to choose, give each its own name in a column of var: gene_key=.",
+        stacklevel=4,
+    )
+    return pd.Index(names)
 
 # %% ../../nbs/data/35_register.ipynb #50a3ac95
 def _identity(adata: ad.AnnData, guide_key: str | None, sums: Iterable[np.ndarray]) -> str:
@@ -136,6 +216,20 @@ def _batches(adata: ad.AnnData, batch_key: str | None) -> pd.Categorical:
     return pd.Categorical(np.repeat("all", adata.n_obs))
 
 # %% ../../nbs/data/35_register.ipynb #23e3a815
+def _write_keys(adata: ad.AnnData, keys: dict, identity: str) -> None:
+    "Where counts and labels lie, and what tells this screen from others."
+    adata.uns[Key.screen] = dict(
+        perturbation_key=keys["perturbation_key"],
+        control=", ".join(named_controls(keys["control"]) or ()),
+        layer=keys["layer"] or "",
+        batch_key=keys["batch_key"] or "",
+        guide_key=keys["guide_key"] or "",
+        cells=fingerprint(adata.obs_names),
+        identity=identity,
+        pool_controls=keys["pool_controls"],
+    )
+
+
 def _write_record(screen: Screen, settings: dict, n_counts: int) -> None:
     "What came of it, in the record of the preparation."
     uns = screen.adata.uns
@@ -152,6 +246,20 @@ def _write_record(screen: Screen, settings: dict, n_counts: int) -> None:
     record = dict(result=result, parameters=storable(settings), versions=versions())
     uns[Key.prepare] = dict(uns.get(Key.prepare, {})) | {"register": record}
 
+# %% ../../nbs/data/35_register.ipynb #7a965525
+def _with_copies(adata: ad.AnnData, X, genes: pd.Index, labels: pd.Series, settings: dict):
+    "Names of genes, and labels by them, after `_settled`."
+    key = settings["gene_key"]
+    wanted = {gene for label in labels.unique() for gene in targets(label)}
+    copies = _copies(adata.var, key, wanted)
+    if not copies or X is None:
+        return genes, labels
+    settled = _settled(X, genes, copies)
+    renamed = dict(zip(genes, settled, strict=True))
+    by_id = {name: renamed.get(gene, gene) for name, gene in gene_names(adata.var, key)[1].items()}
+    column, control = settings["perturbation_key"], settings["control"]
+    return settled, label_cells(adata.obs, column, control, by_id, settled)
+
 # %% ../../nbs/data/35_register.ipynb #046a2306
 def _filled(adata: ad.AnnData, library: np.ndarray, settings: dict) -> np.ndarray:
     "(cells,) bool: cells with a library size, of perturbations that still have enough of them."
@@ -167,6 +275,9 @@ def _filled(adata: ad.AnnData, library: np.ndarray, settings: dict) -> np.ndarra
 # %% ../../nbs/data/35_register.ipynb #5b639223
 def _register(adata: ad.AnnData, settings: dict) -> Screen:
     "Check a screen and write its annotations, with the settings of `register`."
+    genes = genes_only(adata.var, stacklevel=3)
+    if not genes.all():
+        adata._inplace_subset_var(genes)
     layer = _choose_layer(adata, settings["layer"])
     names = ("perturbation_key", "control", "gene_key")
     keys = {name: settings[name] for name in names}
@@ -178,13 +289,15 @@ def _register(adata: ad.AnnData, settings: dict) -> Screen:
     batch_key, guide_key = settings["batch_key"], settings["guide_key"]
     keys |= dict(batch_key=batch_key, guide_key=guide_key)
     column, genes, labels = read_labels(adata.obs, adata.var, **keys)
-    size_factor = _size_factor_genes(genes, settings["size_factor_exclude"])
     X = adata.layers[layer] if layer else adata.X
+    genes, labels = _with_copies(adata, X, genes, labels, settings | dict(perturbation_key=column))
+    size_factor = _size_factor_genes(genes, settings["size_factor_exclude"])
     allow_empty = settings["drop_empty"]
     totals, library = check_counts(X, adata.obs_names, genes, size_factor, allow_empty=allow_empty)
     if not library.all():
         filled = _filled(adata, library, settings)
-        labels = read_labels(adata.obs[filled], adata.var, **keys)[2]
+        read_labels(adata.obs[filled], adata.var, **keys)
+        labels = labels[filled]
         adata._inplace_subset_obs(filled)
         totals, library = np.array([totals, library])[:, filled]
     kinds = read_kinds(adata.obs, settings["perturbation_type"], labels)
@@ -198,16 +311,10 @@ def _register(adata: ad.AnnData, settings: dict) -> Screen:
     if not _has_size_factor(adata, identity):
         adata.obs[Key.library_size] = library.astype(np.float32)
         adata.var[Key.size_factor] = size_factor
-    adata.uns[Key.screen] = dict(
-        perturbation_key=column,
-        control=settings["control"] or "",
-        layer=layer or "",
-        batch_key=batch_key or "",
-        guide_key=guide_key or "",
-        cells=fingerprint(adata.obs_names),
-        identity=identity,
-    )
+    keys |= dict(perturbation_key=column, layer=layer, pool_controls=settings["pool_controls"])
+    _write_keys(adata, keys, identity)
     screen = Screen(adata)
+    stamp(screen)
     _write_record(screen, settings, int(totals.sum()))
     return screen
 
@@ -215,7 +322,7 @@ def _register(adata: ad.AnnData, settings: dict) -> Screen:
 def register(
     adata: ad.AnnData,
     perturbation_key: str | None = None,
-    control: str | None = None,
+    control: str | list[str] | None = None,
     layer: str | None = None,
     batch_key: str | None = None,
     size_factor_exclude=(),
@@ -225,6 +332,7 @@ def register(
     drop_empty: bool = True,
     gene_key: str | None = None,
     guide_key: str | None = None,
+    pool_controls: bool = False,
 ) -> Screen:
     """Check a screen and write its canonical annotations, in place.
 
@@ -235,18 +343,15 @@ def register(
     perturbation_key, batch_key, guide_key : str, optional
         Columns of obs: the perturbation (None looks for a known name), gem group or cell line,
         and the guide.
-    control, layer : str, optional
-        Label of control cells (None: the common spellings), and layer with raw counts (None:
-        "counts" where there is one, else X).
+    control, layer : str or list of str, optional; str, optional
+        Label or labels of control cells (None: the common spellings), and layer with raw counts
+        (None: "counts" where there is one, else X).
     size_factor_exclude : iterable of str
         Genes that do not count towards the library size.
     perturbation_type : str, optional
-        "knockdown", "knockout", "activation", or the column of obs that says so. None takes
-        obs["perturbation_type"] where there is one, else "knockdown".
-    min_cells, drop_empty : int, optional; bool, default True
-        Leave out perturbations with fewer cells; cells without counts, refused otherwise.
-    gene_key : str, optional
-        Column of var with gene names. None takes symbols where var_names are Ensembl ids.
+        As of `gpovae.prepare`, as is all that follows.
+    min_cells, drop_empty, gene_key, pool_controls : optional
+        Which cells stay, names of genes, and which controls are compared with.
 
     Returns
     -------
@@ -255,6 +360,8 @@ def register(
     """
     settings = {name: value for name, value in locals().items() if name != "adata"}
     screen = _register(adata, settings)
+    column = adata.uns[Key.screen]["perturbation_key"]
+    _warn_of_spellings(adata, column, settings, stacklevel=2)
     _warn_of_targets(screen, stacklevel=2)
-    _warn_of_controls(screen, control, stacklevel=2)
+    _warn_of_controls(adata, column, control, stacklevel=2)
     return screen

@@ -35,6 +35,8 @@ class Source(NamedTuple):
         Name -> array of several values per cell.
     uns : dict
         Name -> anything else.
+    by_cell : bool
+        Can some cells be read without reading all?
     """
 
     obs: pd.DataFrame
@@ -42,16 +44,12 @@ class Source(NamedTuple):
     blocks: Callable[[], Iterator[sp.csr_matrix]]
     obsm: dict
     uns: dict
+    by_cell: bool = True
 
 # %% ../../nbs/data/22_reorder.ipynb #a8ec12ae
 def tidy(block) -> sp.csr_matrix:
     "CSR float32 with sorted columns, each stored once, and without stored zeros."
     block = as_csr(block).astype(np.float32)  # a copy
-    if block.nnz and not 0 <= block.indices.min() <= block.indices.max() < block.shape[1]:
-        raise ValueError(
-            f"the matrix of {block.shape[1]} genes has a count of gene number"
-            f" {block.indices.max() + 1}"
-        )
     block.eliminate_zeros()
     return block
 

@@ -42,6 +42,49 @@ def strata(is_control: np.ndarray, batch: np.ndarray) -> tuple[np.ndarray, list[
     controls = [np.flatnonzero(is_control & (code == b)) for b in np.flatnonzero(enough)]
     return number[code], controls + [np.flatnonzero(is_control)]
 
+# %% ../../nbs/data/60_responses.ipynb #8d73a256
+def _lacking(is_control: np.ndarray, batch: np.ndarray) -> pd.DataFrame:
+    "The batches that lack controls: index batch, columns cells (perturbed) and controls."
+    names, code = np.unique(batch, return_inverse=True)
+    controls = np.bincount(code[is_control], minlength=len(names))
+    cells = np.bincount(code[~is_control], minlength=len(names))
+    share = cells * controls.sum() / max(cells.sum(), 1)
+    is_few = (controls == 0) | (controls < np.minimum(ENOUGH, share / 2))
+    table = pd.DataFrame(dict(cells=cells, controls=controls), index=names)
+    return table[is_few & (cells > 0)]
+
+
+def lacking_batches(screen: Screen, rows: np.ndarray) -> pd.DataFrame:
+    "Batches whose cells among `rows` cannot be compared; none where the user pools controls."
+    # a screen that was prepared before 0.5.0 does not say
+    if screen.adata.uns[Key.screen].get("pool_controls", True):
+        return pd.DataFrame(dict(cells=[], controls=[]))
+    return _lacking(screen.is_control[rows], screen.batch[rows])
+
+
+def described(lacking: pd.DataFrame) -> str:
+    "Batches that lack controls, in words."
+    listed = [f"{b!r} ({n} cells, {m} controls)" for b, n, m in lacking.head().itertuples()]
+    return ", ".join(listed) + (", ..." if len(lacking) > 5 else "")
+
+# %% ../../nbs/data/60_responses.ipynb #513766c1
+def comparable(screen: Screen, rows: np.ndarray) -> np.ndarray:
+    """The cells among `rows` that are controls, or lie in a batch with controls of its own.
+
+    Raises `GpovaeError` where no perturbed cell does.
+    """
+    rows = np.asarray(rows)
+    lacking = lacking_batches(screen, rows)
+    is_alone = np.isin(screen.batch[rows], lacking.index) & ~screen.is_control[rows]
+    perturbed = ~screen.is_control[rows]
+    if perturbed.any() and is_alone[perturbed].all():
+        raise GpovaeError(
+            "No perturbed cell lies in a batch with enough controls, so effects cannot be told from"
+            f" batches: {described(lacking)}. Leave batch_key out if they are no batches, or"
+            " compare with the controls of all: pool_controls=True (--pool-controls)."
+        )
+    return rows[~is_alone]
+
 # %% ../../nbs/data/60_responses.ipynb #f65c4d6e
 class _Groups(NamedTuple):
     "The R groups of perturbed cells, followed by the controls of each stratum."
@@ -361,6 +404,16 @@ def read(cls: Responses, adata: ad.AnnData) -> Responses:
     kinds = np.asarray(stored["kind"]).astype(str) if "kind" in stored else None
     return cls(stored["mean"], stored["se"], stored["cells"], names, screen.nodes.index, kinds)
 
+# %% ../../nbs/data/60_responses.ipynb #64118459
+def not_learnt(screen: Screen) -> list[str]:
+    "Perturbations with training cells, of which none passes or none was measured."
+    labels = screen.labels
+    is_training = screen.split == "train"
+    learnt = set(labels[is_training & ~screen.fail])
+    if Key.responses in screen.adata.uns:
+        learnt &= set(Responses.read(screen.adata).perturbations.tolist())
+    return sorted(set(labels[is_training]) - learnt - {CONTROL})
+
 # %% ../../nbs/data/60_responses.ipynb #cf8941a8
 @step("responses")
 def node_responses(adata: ad.AnnData) -> dict:
@@ -381,7 +434,9 @@ def node_responses(adata: ad.AnnData) -> dict:
     nodes = screen.nodes
     measured = (nodes["position"] >= 0).to_numpy()
     columns = nodes["position"].to_numpy()[measured]
-    changes = fold_changes(screen, screen.rows("train", fail=False), columns)
+    rows = screen.rows("train", fail=False)
+    lacking = lacking_batches(screen, rows)
+    changes = fold_changes(screen, comparable(screen, rows), columns)
 
     lfc, se = np.full((2, len(changes.labels), len(nodes)), np.nan, np.float32)
     lfc[:, measured] = changes.lfc
@@ -393,6 +448,11 @@ def node_responses(adata: ad.AnnData) -> dict:
     table.write(adata)
     counts = dict(measured_nodes=int(measured.sum()), cells=int(cells.sum()))
     notes = contradictions(table)
+    if len(lacking):
+        notes["batches"] = (
+            f"{len(lacking)} batch(es) lack controls: {described(lacking)}. These cells take no"
+            " part in the responses; pool_controls=True compares them with the controls of all."
+        )
     for note in notes.values():
         warnings.warn(note, stacklevel=2)
     return dict(perturbations=len(lfc), nodes=len(nodes)) | counts | notes

@@ -15,9 +15,12 @@ from fastcore.basics import patch
 
 from ..core.errors import GpovaeError
 from ..core.provenance import fingerprint
+from .blocks import as_csr
 from .labels import CONTROL
 from .labels import targets as targets_of
 from .order import hashed_order, name_order
+from .raw_counts import refuse_changed, spread_rows
+from .stream import by_cell
 
 # %% ../../nbs/data/15_screen.ipynb #4eb2a671
 class Key:
@@ -57,6 +60,8 @@ SPLITS = ("train", "validation", "test")
 # %% ../../nbs/data/15_screen.ipynb #ec6de5a7
 def check_anndata(adata) -> None:
     "Refuse what is no AnnData, such as the name of a file."
+    if isinstance(adata, Screen):
+        raise GpovaeError("This is a Screen, which holds the AnnData: pass its .adata.")
     if not isinstance(adata, ad.AnnData):
         raise GpovaeError(
             f"{adata!r:.60} is a {type(adata).__name__}, not an AnnData. Read the file first:"
@@ -87,7 +92,9 @@ class Screen:
         Where it was not registered.
     """
 
-    def __init__(self, adata: ad.AnnData):
+    def __init__(self, adata: "ad.AnnData | Screen"):
+        if isinstance(adata, Screen):
+            adata = adata.adata
         check_anndata(adata)
         _update_keys(adata)
         if "layer" not in adata.uns.get(Key.screen, {}):
@@ -96,6 +103,7 @@ class Screen:
                 " raw.h5ad prepared.h5ad)."
             )
         self.adata = adata
+        self.is_checked = False  # once for each screen: reading asks often
 
 # %% ../../nbs/data/15_screen.ipynb #feb76bf3
 def _of_one_width(X):
@@ -109,11 +117,45 @@ def _of_one_width(X):
     return same
 
 
+def _rows_of_view(view: ad.AnnData) -> np.ndarray | None:
+    "Where the cells of a view lie in the whole AnnData; None where genes or order differ too."
+    genes = np.arange(view._adata_ref.n_vars)
+    rows = np.arange(view._adata_ref.n_obs)[view._oidx]
+    same_genes = np.array_equal(genes[view._vidx], genes)
+    return rows if same_genes and (np.diff(rows) > 0).all() else None
+
+
 @patch(as_prop=True)
 def counts(self: Screen):
     "Raw UMI counts (cells, genes), sparse or dense, in memory or on disk: `counts[rows]`."
     layer = self.adata.uns[Key.screen]["layer"]
-    return _of_one_width(self.adata.layers[layer] if layer else self.adata.X)
+    adata = self.adata
+    rows = _rows_of_view(adata) if adata.is_view else None
+    if rows is not None:
+        adata = adata._adata_ref  # a view would read or copy the counts of all its cells
+    X = adata.layers.get(layer) if layer else adata.X
+    if X is None:
+        raise GpovaeError(
+            f"The counts that were prepared, in {f'layers[{layer!r}]' if layer else 'X'}, are gone."
+            " Put them back, or run gpovae.prepare(adata) again."
+        )
+    X = _of_one_width(X)
+    X = X if rows is None else by_cell(X, rows)
+    if not self.is_checked:
+        self._look_at(X)
+        self.is_checked = True
+    return X
+
+
+@patch
+def _look_at(self: Screen, X) -> None:
+    "Whoever reads counts learns here that they are counts no more: some cells are looked at."
+    rows = spread_rows(X.shape[0])
+    try:
+        block = as_csr(X[rows])
+    except (ValueError, TypeError, OSError):
+        return  # whoever reads a damaged file says what is wrong with it
+    refuse_changed(self, block, rows)
 
 # %% ../../nbs/data/15_screen.ipynb #215f43ac
 @patch(as_prop=True)

@@ -19,8 +19,9 @@ from scipy.stats import t as student
 from ..core.errors import GpovaeError
 from .blocks import blocks
 from .expression import group_moments
+from .parts import for_each_cell
 from .register import counted_genes
-from .responses import FoldChanges, fold_changes
+from .responses import FoldChanges, comparable, fold_changes
 from .screen import Key, Screen
 from .steps import step
 
@@ -214,13 +215,16 @@ def _note(choice: _Choice, tolerance: float) -> None:
     warnings.warn(f"{text} (size_factor='all' counts every gene.)", stacklevel=5)
 
 # %% ../../nbs/data/62_size_factor.ipynb #00f9a2c9
+def _depth(X, rows, counts):
+    "(cells,) counts of each cell in the genes that count."
+    return np.concatenate([block @ counts for _, block in blocks(X, rows)])
+
+
 def _write(screen: Screen, counts: np.ndarray) -> None:
     "Make `counts` (genes,) bool the genes of the library size; nothing to do where they are."
     if np.array_equal(screen.size_factor, counts):
         return
-    library = np.zeros(screen.adata.n_obs)
-    for cells, block in blocks(screen.counts):
-        library[cells] = block @ counts.astype(float)
+    library = for_each_cell(_depth, screen.counts, None, shared=(counts.astype(float),))
     screen.adata.obs[Key.library_size] = np.maximum(library, 1).astype(np.float32)
     screen.adata.var[Key.size_factor] = counts
 
@@ -274,6 +278,7 @@ def stable_size_factor(adata: ad.AnnData, size_factor: str = "auto") -> dict:
     if size_factor == "all" or screen.is_control[rows].all():
         return dict(genes=int(counted.sum()), left_out=0)
 
+    rows = comparable(screen, rows)
     tolerance = _TOLERANCE[size_factor]
     choice = _Choice.of(Composition.of(screen, rows), tolerance)
     _note(choice, tolerance)

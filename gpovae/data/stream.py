@@ -7,6 +7,7 @@ of the file. Between the two stands a window of some hundred blocks, which are m
 __all__ = ['DiskRows', 'by_cell', 'windows', 'ahead', 'dense_pieces']
 
 # %% ../../nbs/data/12_stream.ipynb #164f75d4
+import copy
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +107,16 @@ class DiskRows:
 
 # %% ../../nbs/data/12_stream.ipynb #4816195b
 @patch
+def some(self: DiskRows, rows) -> DiskRows:
+    "Some of these cells, at positions in ascending order."
+    part = copy.copy(self)
+    part.begin = self.begin[rows]
+    part.length = self.length[rows]
+    part.shape = (len(rows), self.shape[1])
+    return part
+
+
+@patch
 def _read(self: DiskRows, array, start=None, stop=None) -> np.ndarray:
     try:
         return array[start:stop]
@@ -181,7 +192,7 @@ def by_cell(X, rows=None):
 
     Parameters
     ----------
-    X : array, sparse matrix or dataset on disk, (cells, genes)
+    X : array, sparse matrix, dataset on disk, MemoryRows or DiskRows, (cells, genes)
         Counts. Only those that lie by gene (CSC) in memory are copied.
     rows : array of int, optional
         Positions of cells, in ascending order. None takes all, as they are.
@@ -196,6 +207,10 @@ def by_cell(X, rows=None):
         return DiskRows(X, rows)
     if rows is None:
         return X
+    if isinstance(X, MemoryRows):
+        return MemoryRows(X.X, X.rows[rows])
+    if isinstance(X, DiskRows):
+        return X.some(rows)
     if sp.issparse(X) and X.format != "csr":
         return X[rows].tocsr()
     if len(rows) == X.shape[0]:

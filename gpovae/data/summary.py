@@ -17,7 +17,7 @@ from scipy.stats import false_discovery_control
 from ..core.errors import GpovaeError
 from .labels import CONTROL, canonical
 from .rank_sum import rank_sum_test
-from .responses import fold_changes
+from .responses import comparable, fold_changes
 from .screen import Screen
 from .verdict import own_target
 
@@ -144,7 +144,7 @@ def summary_from_data(adata: ad.AnnData) -> pd.DataFrame:
         Index perturbation; columns perturbation, gene_id, degs, knockdown, cells.
     """
     screen = Screen(adata)
-    rows = screen.rows(fail=False)
+    rows = comparable(screen, screen.rows(fail=False))
     measured = [t for t in screen.targets if t in screen.genes]
     labels, lfc, se, n = fold_changes(screen, rows, screen.genes.get_indexer(measured))
 

@@ -9,6 +9,7 @@ __all__ = ['read_network', 'screen_names']
 # %% ../../nbs/evaluate/70_curated.ipynb #36153527
 import re
 import warnings
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -20,7 +21,9 @@ from ..data.screen import Screen
 from gpovae.evaluate.network_files import (
     MISSING,
     SETS,
+    check_signs,
     gene_sets,
+    in_use,
     is_gene_sets,
     members,
     pair_columns,
@@ -60,6 +63,11 @@ def _read_pairs(path, layout, organism, directed, genes) -> tuple[str, pd.DataFr
     if header is None:
         kind, header = plain_header(path, layout.rows)
     table = read_table(path, layout.separator, header, layout.skip)
+    return _pairs_of(path, table, header, organism, kind)
+
+
+def _pairs_of(path, table, header, organism, kind=None) -> tuple[str, pd.DataFrame, bool]:
+    "The same of a table whose columns have names."
     table = rows_of_organism(path, table, organism)
     if SETS in table:
         return "CORUM", members(table[SETS].str.split(";")), False
@@ -70,6 +78,31 @@ def _read_pairs(path, layout, organism, directed, genes) -> tuple[str, pd.DataFr
     else:
         table = _renamed_columns(table, columns.source, columns.target)
     return kind or columns.kind, table, columns.directed
+
+# %% ../../nbs/evaluate/70_curated.ipynb #4bccb7ad
+_IN_MEMORY = "the table of edges"
+
+
+def _pairs_in_memory(table, organism) -> tuple[str, pd.DataFrame, bool]:
+    "Format, pairs and direction of a DataFrame or a graph."
+    if not isinstance(table, pd.DataFrame):
+        is_directed = table.is_directed()
+        edges = [dict(data) | dict(source=u, target=v) for u, v, data in table.edges(data=True)]
+        kind, pairs, _ = _pairs_in_memory(pd.DataFrame(edges), organism)
+        return "graph", pairs, is_directed
+
+    text = in_use(table)
+    header = list(text.columns)
+    if pair_columns(header) is None and SETS not in header:
+        lacking = "source" if "source" not in header else "target"
+        raise GpovaeError(
+            f"The table of prior edges has no column {lacking!r}. It needs source and target, and"
+            f" may have sign; it has: {', '.join(map(str, table.columns))}."
+        )
+    kind, pairs, directed = _pairs_of(_IN_MEMORY, text, header, organism)
+    if "directed" in table:  # as this function gives it
+        directed = bool(table["directed"].all())
+    return table.attrs.get("format", kind), pairs, directed
 
 # %% ../../nbs/evaluate/70_curated.ipynb #7587bf2e
 def _above_score(path, kind, table, min_score) -> pd.DataFrame:
@@ -187,8 +220,9 @@ def read_network(
 
     Parameters
     ----------
-    path : str or Path
-        Plain, gzip or zip; formats as in `gpovae.evaluate.network_files`.
+    path : str, Path, DataFrame or networkx.Graph
+        A file, plain, gzip or zip, in a format of `gpovae.evaluate.network_files`; or a table with
+        the same columns in memory, or a graph.
     names : dict, Series or list of str, optional
         `screen_names(adata)`, any other map from an identifier to the screen's name, or just the
         screen's names.
@@ -210,13 +244,30 @@ def read_network(
     return _read_network(path, _aliases(names), organism, min_score, directed, proteins)
 
 # %% ../../nbs/evaluate/70_curated.ipynb #49f947fe
+def _is_in_memory(network) -> bool:
+    "A table, or a graph of NetworkX, which is not imported for that."
+    return isinstance(network, pd.DataFrame) or hasattr(network, "is_directed")
+
+
 def _read_network(path, alias, organism, min_score, directed, proteins) -> pd.DataFrame:
-    layout = read_layout(path)
-    kind, table, is_directed = _read_pairs(path, layout, organism, directed, alias.values())
+    skip = -1
+    if _is_in_memory(path):
+        kind, table, is_directed = _pairs_in_memory(path, organism)
+        path = _IN_MEMORY
+    elif not isinstance(path, (str, Path)):
+        raise GpovaeError(
+            f"{path!r:.60} is a {type(path).__name__}; a known network is a file, a DataFrame with"
+            " the columns source and target, or a graph of NetworkX."
+        )
+    else:
+        layout = read_layout(path)
+        kind, table, is_directed = _read_pairs(path, layout, organism, directed, alias.values())
+        skip = layout.skip
+    check_signs(path, table)
     table = table.assign(sign=signs(table), score=scores_of(table))
     table = table[["source", "target", "sign", "score"]]
     table = _above_score(path, kind, table, min_score)
-    table = _clean(path, table, layout.skip)
+    table = _clean(path, table, skip)
     table = _symbols(path, table, proteins)
     table, matched = _renamed(path, table, alias)
 

@@ -18,11 +18,31 @@ from ..core.errors import GpovaeError
 from ..data.expression import group_means
 from ..data.labels import CONTROL
 from ..data.order import hashed_order
+from ..data.responses import lacking_batches
 from ..data.screen import Screen
 
 # %% ../../nbs/evaluate/10_effects.ipynb #96edf82a
+def effect_table(effects) -> pd.DataFrame:
+    "Effects (perturbations, genes) as a table, from one or from what `GPOVAE.predict` gives."
+    if isinstance(effects, pd.DataFrame):
+        return effects
+    is_prediction = isinstance(effects, ad.AnnData) and "evidence" in effects.obs
+    if is_prediction:
+        names = effects.obs["perturbation"].astype(str).to_numpy()
+        return pd.DataFrame(effects.X, names, effects.var_names)
+    if isinstance(effects, ad.AnnData):
+        raise GpovaeError(
+            f"These are {effects.n_obs} cells, not effects of perturbations. Pass what"
+            " model.predict() gives; cells are scored by gpovae.evaluate.score."
+        )
+    raise GpovaeError(
+        f"{effects!r:.60} is a {type(effects).__name__}, not a table of effects (DataFrame,"
+        " perturbations x genes) and not what model.predict() gives."
+    )
+
+
 def passing_cells(screen: Screen, split: str) -> np.ndarray:
-    "Positions of the cells of a split that pass quality, controls among them."
+    "Positions of the cells of a split that pass quality and can be compared, controls among them."
     rows = screen.rows(split, fail=False)
     if not (screen.labels[rows] == CONTROL).any():
         raise GpovaeError(
@@ -30,7 +50,12 @@ def passing_cells(screen: Screen, split: str) -> np.ndarray:
             f" compare with. It has {len(rows)} passing cell(s). Check gpovae_split and"
             " gpovae_fail, or prepare again with more test cells."
         )
-    return rows
+
+    # as in training: what a batch without controls does to a cell is no effect
+    lacking = lacking_batches(screen, screen.rows(fail=False))
+    is_alone = np.isin(screen.batch[rows], lacking.index) & ~screen.is_control[rows]
+    elsewhere = np.isin(screen.labels[rows], screen.labels[rows[~is_alone]])
+    return rows[~(is_alone & elsewhere)]
 
 # %% ../../nbs/evaluate/10_effects.ipynb #96ee1719
 def cells(adata: ad.AnnData, split: str = "test") -> pd.Series:

@@ -18,14 +18,55 @@ from ..core.progress import Bar
 from .observed import in_memory, observe_cells
 from .response import scores
 
+# %% ../../nbs/evaluate/85_generated.ipynb #affe15fa
+def _totals(X) -> np.ndarray:
+    "Sum of exp(x) - 1 over the genes, (cells,)."
+    return np.asarray((X.expm1() if sp.issparse(X) else np.expm1(X)).sum(1)).ravel()
+
+
+def _check_one_logarithm(X, total, name: str) -> None:
+    "Refuse values of which the logarithm was taken twice."
+    if X.max() > np.log1p(np.log1p(1e4)):
+        return
+    twice = _totals(X.expm1() if sp.issparse(X) else np.expm1(X))
+    if twice.std() / max(twice.mean(), 1e-12) < total.std() / max(total.mean(), 1e-12):
+        raise GpovaeError(
+            f"X of the {name} cells looks as if its logarithm was taken twice: undone once, the"
+            " totals of cells differ, undone twice, they agree. Errors would seem smaller than"
+            " they are. Take it once: adata.X = numpy.expm1(adata.X)."
+        )
+
+# %% ../../nbs/evaluate/85_generated.ipynb #b29cf32a
+def _check_gene_names(genes, name: str) -> None:
+    "Refuse genes that occur twice, or that are called by their places."
+    if genes.has_duplicates:
+        raise GpovaeError(
+            f"The {name} cells have gene {genes[genes.duplicated()][0]!r} twice. Keep one, or call"
+            " adata.var_names_make_unique() in both files alike."
+        )
+    if list(genes) == [str(place) for place in range(len(genes))]:
+        raise GpovaeError(
+            f"The genes of the {name} cells have no names, only places, so genes in another order"
+            " would not be noticed: adata.var_names = genes."
+        )
+
 # %% ../../nbs/evaluate/85_generated.ipynb #59108de4
 def _cell_total(adata: ad.AnnData, name: str) -> float:
     "Median total per cell before the logarithm; refuses what is not log1p of normalised counts."
     v = adata.X.data if sp.issparse(adata.X) else np.asarray(adata.X)
-    if not np.isfinite(v).all() or (v < 0).any():
+    is_bad = ~(np.isfinite(v) & (v >= 0))
+    if is_bad.any():
+        worst = v[is_bad].min() if np.isfinite(v[is_bad]).any() else np.nan
+        nearly = worst > -0.01 and np.isfinite(v).all()
+        remedy = (
+            "They are small enough to be rounding of a model's output: adata.X = adata.X.clip(0)."
+            if nearly
+            else "It must be log-normalised: scanpy.pp.normalize_total(adata, target_sum=1e4);"
+            " scanpy.pp.log1p(adata)."
+        )
         raise GpovaeError(
-            f"X of the {name} cells has negative or missing values. It must be log-normalised:"
-            " scanpy.pp.normalize_total(adata, target_sum=1e4); scanpy.pp.log1p(adata)."
+            f"X of the {name} cells has {is_bad.sum()} negative or missing value(s), such as"
+            f" {worst:g}. {remedy}"
         )
     if (v == np.rint(v)).all() or v.max() > 16:
         raise GpovaeError(
@@ -33,8 +74,9 @@ def _cell_total(adata: ad.AnnData, name: str) -> float:
             " Log-normalise it: scanpy.pp.normalize_total(adata, target_sum=1e4);"
             " scanpy.pp.log1p(adata)."
         )
-    total = adata.X.expm1() if sp.issparse(adata.X) else np.expm1(adata.X)
-    return float(np.median(np.asarray(total.sum(1))))
+    total = _totals(adata.X)
+    _check_one_logarithm(adata.X, total, name)
+    return float(np.median(total))
 
 # %% ../../nbs/evaluate/85_generated.ipynb #e47dc19b
 def _check_scale(real: float, predicted: float) -> None:
@@ -56,7 +98,7 @@ def score(
     pred: ad.AnnData,
     real: ad.AnnData,
     perturbation_key: str | None = "perturbation",
-    control: str | None = "non-targeting",
+    control: str | list[str] | None = "non-targeting",
     seed: int = 0,
     progress: bool = True,
 ) -> dict:
@@ -70,8 +112,8 @@ def score(
         Real cells, which no model has seen, likewise.
     perturbation_key : str or None, default "perturbation"
         Column of obs in both; None looks for a known name.
-    control : str or None, default "non-targeting"
-        Label of control cells in both; None looks for a known one.
+    control : str, list of str or None, default "non-targeting"
+        Label or labels of control cells in both; None looks for known ones.
     seed : int, default 0
         Decides ties.
     progress : bool, default True
@@ -84,11 +126,13 @@ def score(
     """
     real = in_memory(real, "real")
     pred = in_memory(pred, "predicted")
+    for name, adata in (("real", real), ("predicted", pred)):
+        _check_gene_names(adata.var_names, name)
     _check_scale(_cell_total(real, "real"), _cell_total(pred, "predicted"))
     with Bar(total=3, desc="scores", unit="steps", leave=False, progress=progress) as bar:
         real = observe_cells(real, perturbation_key, control, "real")
         bar.update()
-        pred = observe_cells(pred, perturbation_key, control, "predicted")
+        pred = observe_cells(pred, perturbation_key, control, "predicted", copies=False)
         bar.update()
         values = scores(pred, real, seed=seed)
         bar.update()

@@ -113,18 +113,21 @@ def pearson_delta(pred, real, shared, centre) -> np.ndarray:
 
 # %% ../../nbs/evaluate/20_metrics.ipynb #9859b2ff
 @numba.njit(nogil=True, fastmath=True, cache=True)
-def _l1(x, y):
-    s = 0.0
+def _l1(x, y, scale):
+    "L1 distance of x to y, and of x times `scale`."
+    plain = scaled = 0.0
     for g in range(len(x)):
-        s += abs(x[g] - y[g])
-    return s
+        plain += abs(x[g] - y[g])
+        scaled += abs(scale * x[g] - y[g])
+    return plain, scaled
 
 # %% ../../nbs/evaluate/20_metrics.ipynb #abfa287c
 @numba.njit(nogil=True, parallel=True, fastmath=True, cache=True)
-def _distances(P, R, targets):
+def _distances(P, R, targets, scale):
     """L1 distance of every row of P to every row of R.
 
-    Without the targets of the former, and, a mean over genes, without those of both.
+    Without the targets of the former, and, of P times `scale` and a mean over genes, without
+    those of both.
     """
     N = len(P)
     without_target = np.empty((N, N))
@@ -132,17 +135,18 @@ def _distances(P, R, targets):
     for block in numba.prange((N + 7) // 8):  # eight rows of P at a time stay in the cache
         for q in range(N):
             for p in range(8 * block, min(8 * block + 8, N)):
-                s = _l1(P[p], R[q])
+                plain, s = _l1(P[p], R[q], scale)
                 n = P.shape[1]
                 for g in targets[p]:
                     if g >= 0:
-                        s -= abs(P[p, g] - R[q, g])
+                        plain -= abs(P[p, g] - R[q, g])
+                        s -= abs(scale * P[p, g] - R[q, g])
                         n -= 1
-                without_target[p, q] = s
+                without_target[p, q] = plain
 
                 for g in targets[q]:
                     if g >= 0 and not (targets[p] == g).any():
-                        s -= abs(P[p, g] - R[q, g])
+                        s -= abs(scale * P[p, g] - R[q, g])
                         n -= 1
                 without_targets[p, q] = s / max(n, 1)
     return without_target, without_targets
@@ -157,13 +161,24 @@ def _discrimination_score(distance, rng) -> np.ndarray:
     return 1 - (closer + rng.integers(0, tied)) / len(distance)
 
 # %% ../../nbs/evaluate/20_metrics.ipynb #f6b0aa20
+def _size(effects, target_positions) -> float:
+    "Sum of |effect| over all genes but the targets of each perturbation."
+    size = np.abs(effects)
+    row, place = np.nonzero(target_positions >= 0)
+    size[row, target_positions[row, place]] = 0
+    return float(size.sum())
+
+# %% ../../nbs/evaluate/20_metrics.ipynb #e21d1907
 def discrimination(pred, real, target_positions, rng: np.random.Generator) -> np.ndarray:
-    """Discrimination with the own targets left out, and with those of both, (N, 2).
+    """Discrimination with the own targets left out, and at equal size with those of both, (N, 2).
 
     `pred` and `real` are effects (N, genes); `target_positions` (N, most targets) is filled up
     with -1. NaN where there is one perturbation.
     """
     if len(real) < 2:
         return np.full((len(real), 2), np.nan)
-    distances = _distances(pred, real, target_positions)
+    size = _size(pred, target_positions)
+    # equation evaluate.metrics.3
+    scale = _size(real, target_positions) / size if size > 0 else 1.0
+    distances = _distances(pred, real, target_positions, scale)
     return np.stack([_discrimination_score(d, rng) for d in distances], axis=1)

@@ -186,7 +186,8 @@ _REPRESSES = r"repr|inhib|suppr|negat|down|-$"
 
 
 def _is_true(column: pd.Series) -> np.ndarray:
-    return column.str.lower().isin(("1", "true", "t", "yes")).to_numpy(int)
+    is_word = column.str.lower().isin(("true", "t", "yes"))
+    return (is_word | (pd.to_numeric(column, errors="coerce") > 0)).to_numpy(int)
 
 # %% ../../nbs/evaluate/65_network_files.ipynb #0ad19d9d
 def _signs_in(column: pd.Series) -> np.ndarray:
@@ -197,6 +198,25 @@ def _signs_in(column: pd.Series) -> np.ndarray:
     return np.sign(total).to_numpy(int)
 
 # %% ../../nbs/evaluate/65_network_files.ipynb #ba6f4c8b
+_UNKNOWN = ("", "0", "na", "nan", "none", "null", "unknown", "?", "unspecified", "undefined")
+
+
+def check_signs(path, table: pd.DataFrame) -> None:
+    "Refuse a column called sign that holds anything but signs."
+    if "sign" not in table:
+        return
+    word = table["sign"].str.strip().str.lower()
+    is_number = pd.to_numeric(word, errors="coerce").notna()
+    is_sign = word.str.contains(f"{_ACTIVATES}|{_REPRESSES}") | word.isin(_UNKNOWN)
+    unreadable = ~(is_number | is_sign)
+    if unreadable.any():
+        edge = table[unreadable].iloc[0]
+        raise GpovaeError(
+            f"The sign of the edge from {edge['source']!r} to {edge['target']!r} in {path} is"
+            f" {edge['sign']!r}. It can be 1 or +, -1 or -, and 0 or missing where it is not known."
+        )
+
+
 def signs(table: pd.DataFrame) -> np.ndarray:
     "1, -1, or 0 where unknown."
     if {"is_stimulation", "is_inhibition"} <= set(table):
@@ -302,6 +322,17 @@ _OTHER = (
 ).split()
 _USED = {SETS, *_PROTEINS, *_OTHER, *_SIGN, *_SCORE, *_ORGANISM}
 _USED |= {column for pair in _PAIR_COLUMNS for column in (pair.source, pair.target)}
+
+
+def in_use(table: pd.DataFrame) -> pd.DataFrame:
+    "The columns in use of a table in memory, as text, under the names that files have."
+    if set(table.index.names) != {None}:  # source and target may be the index
+        table = table.reset_index()
+    header = [_words(str(name)) for name in table.columns]
+    use = [i for i, name in enumerate(header) if name in _USED and name not in header[:i]]
+    columns = {header[i]: table.iloc[:, i].astype(object) for i in use}
+    text = pd.DataFrame({k: v.where(v.notna(), "").astype(str) for k, v in columns.items()})
+    return text.reset_index(drop=True)
 
 
 def read_table(path, separator: str, header: list[str], skip: int) -> pd.DataFrame:

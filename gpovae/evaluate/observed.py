@@ -19,7 +19,14 @@ from scipy.stats import false_discovery_control
 
 from ..core.errors import GpovaeError
 from ..data.expression import group_means
-from ..data.labels import CONTROL, canonical, find_column, targets
+from gpovae.data.labels import (
+    CONTROL,
+    canonical,
+    find_column,
+    like_controls,
+    named_controls,
+    targets,
+)
 from ..data.rank_sum import rank_sum_test
 from ..data.screen import Screen
 from .effects import effects_in, mean_variance, passing_cells
@@ -111,6 +118,8 @@ def observe_rows(
     perturbations=None,  # those to score; None takes all
     shared: pd.Series | None = None,  # None takes the centre
     train_cells: pd.Series | None = None,  # by label; None takes the cells themselves
+    *,
+    distinct=None,  # (cells of the screen,) whether the test counts a cell; None counts all
 ) -> Observed:
     "`Observed` of some perturbations in some cells."
     (effects,) = effects_in(screen, rows)
@@ -124,7 +133,8 @@ def observe_rows(
     total = n if train_cells is None else train_cells.reindex(effects.index, fill_value=0)
     control = rows[screen.labels[rows] == CONTROL]
     mu = group_means(screen, control, np.zeros(len(control), int), 1)[0]
-    q = false_discovery_control(rank_sum_test(screen, rows), axis=1)
+    tested = rows if distinct is None else rows[distinct[rows]]
+    q = false_discovery_control(rank_sum_test(screen, tested), axis=1)
     return Observed(
         effects=effects,
         control=pd.Series(mu, screen.genes),
@@ -227,19 +237,42 @@ def _labels_of(adata, perturbation_key, control, name) -> np.ndarray:
     labels = raw.map(spelling).to_numpy(str)
     names = sorted(set(labels))
     if CONTROL not in names or len(names) < 2:
-        lack = "perturbed cell" if CONTROL in names else f"control cell called {control!r}"
+        called = " or ".join(map(repr, named_controls(control) or [control]))
+        lack = "perturbed cell" if CONTROL in names else f"control cell called {called}"
         raise GpovaeError(
             f"The {name} cells hold no {lack} (labels: {', '.join(names[:5])})."
             " Both files need controls and perturbed cells."
         )
     return labels
 
+
+def _check_controls(labels, genes, name) -> None:
+    "Refuse perturbations that are called like controls: they would be scored."
+    others = like_controls(sorted(set(labels) - {CONTROL}), set(genes))
+    if others:
+        label = others[0].removesuffix(" (label)")
+        raise GpovaeError(
+            f"{label!r} of the {name} cells looks like a control and would be scored as a"
+            f" perturbation ({len(others)} such label(s)). Name every control: control=["
+            f"..., {label!r}] (--control several times in the shell), or drop these cells."
+        )
+
+# %% ../../nbs/evaluate/15_observed.ipynb #e2c294f8
+def _is_first(counts, labels) -> np.ndarray:
+    "Whether a cell (cells,) is the first of its label with these values."
+    # equal rows have equal sums under any weights
+    weight = np.random.default_rng(0).random((counts.shape[1], 2))
+    cells = pd.DataFrame(counts @ weight).assign(label=labels)
+    return ~cells.duplicated().to_numpy()
+
 # %% ../../nbs/evaluate/15_observed.ipynb #1f1860c5
 def observe_cells(
     adata: ad.AnnData,
     perturbation_key: str | None = None,
-    control: str | None = None,
+    control: str | list[str] | None = None,
     name: str = "real",
+    *,
+    copies: bool = True,
 ) -> Observed:
     """Effects, noise and significance in log-normalised cells that were not prepared.
 
@@ -249,10 +282,13 @@ def observe_cells(
         Any cells: X is log1p of counts scaled to 1e4.
     perturbation_key : str, optional
         Column of obs; None looks for a known name.
-    control : str, optional
-        Label of control cells; None looks for a known one.
+    control : str or list of str, optional
+        Label or labels of control cells; None looks for known ones.
     name : str, default "real"
         What messages call these cells.
+    copies : bool, default True
+        Whether copies of a cell are further evidence of significance, as real cells with equal
+        values are; of generated ones they are not.
 
     Returns
     -------
@@ -261,6 +297,7 @@ def observe_cells(
     """
     adata = in_memory(adata, name)
     labels = _labels_of(adata, perturbation_key, control, name)
+    _check_controls(labels, adata.var_names, name)
     # a copy with indices of its own: what follows may sort them
     counts = sp.csr_matrix(adata.X, dtype=float, copy=True)
     counts.data = np.expm1(counts.data)
@@ -272,4 +309,5 @@ def observe_cells(
         genes=adata.var_names,
     )
 
-    return observe_rows(screen, np.arange(len(labels)))
+    distinct = None if copies else _is_first(counts, labels)
+    return observe_rows(screen, np.arange(len(labels)), distinct=distinct)

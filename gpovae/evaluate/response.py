@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import GpovaeError
+from ..data.labels import CONTROL
+from .effects import effect_table
 from .metrics import de_overlap, discrimination, fold_change, jaccard, pearson_delta
 from .observed import Observed, ranks
 
@@ -132,13 +134,13 @@ METRIC_TABLE |= {
         "discrimination (PDS)",
         "1 - r / N, rank of the truth by L1 distance, own target left out (cell-eval)",
         "telling perturbations apart",
-        "leaving the own target out; any scale above one",
+        "leaving the own target out; a louder prediction",
     ),
     "discrimination_both": Metric(
         "PDS, both targets left out",
-        "the same without the targets of both that are compared",
+        "the same, prediction brought to the observed size, targets of both left out",
         "telling perturbations apart",
-        "any scale above one",
+        "says nothing about sizes",
     ),
 }
 
@@ -192,20 +194,48 @@ def _check_complete(pred, real, kind) -> None:
             f"The prediction has {kind} {pred[pred.duplicated()][0]!r} twice. Keep one."
         )
 
+# %% ../../nbs/evaluate/25_response.ipynb #e89a547a
+def _check_rows(real) -> None:
+    "Refuse a bare table of observed effects with rows or columns that are not to be scored."
+    for names, kind in ((real.index, "perturbation"), (real.columns, "gene")):
+        if names.has_duplicates:
+            raise GpovaeError(
+                f"The observed effects have {kind} {names[names.duplicated()][0]!r} twice."
+                " Keep one."
+            )
+    if CONTROL in real.index:
+        raise GpovaeError(
+            f"{CONTROL!r} is among the observed perturbations. Its effect is zero by definition,"
+            f" and easily predicted: effects.drop(index={CONTROL!r})."
+        )
+    if isinstance(real.columns, pd.RangeIndex):
+        raise GpovaeError(
+            "The genes have no names, only places, so genes in another order would not be"
+            " noticed: effects.columns = genes, in both tables."
+        )
+
+# %% ../../nbs/evaluate/25_response.ipynb #4d50c46c
+def _numbers(effects, kind) -> np.ndarray:
+    "Effects as an array; refuses what is not a finite number, naming the first such entry."
+    if not all(dtype.kind in "iufb" for dtype in effects.dtypes):
+        effects = effects.apply(pd.to_numeric, errors="coerce")
+    values = np.ascontiguousarray(effects.to_numpy(float, na_value=np.nan))
+    is_bad = ~np.isfinite(values)
+    if is_bad.any():
+        i, j = np.argwhere(is_bad)[0]
+        raise GpovaeError(
+            f"The {kind} effect of {effects.index[i]!r} on {effects.columns[j]!r} is not a number"
+            f" ({is_bad.sum()} such entries). Fill them in, or drop the row or the column."
+        )
+    return values
+
 # %% ../../nbs/evaluate/25_response.ipynb #4ab86a41
 def _matched(pred, real) -> tuple[np.ndarray, np.ndarray]:
     "Two tables as arrays with the rows and columns of `real`."
     _check_complete(pred.index, real.index, "perturbation")
     _check_complete(pred.columns, real.columns, "gene")
-    tables = [d.loc[real.index, real.columns] for d in (pred, real)]
-    P, R = (np.ascontiguousarray(d, dtype=float) for d in tables)
-    if not np.isfinite(P).all():
-        i, j = np.argwhere(~np.isfinite(P))[0]
-        raise GpovaeError(
-            f"The predicted effect of {real.index[i]!r} on {real.columns[j]!r} is not a number"
-            f" ({(~np.isfinite(P)).sum()} such entries)."
-        )
-
+    tables = {"predicted": pred.loc[real.index, real.columns], "observed": real}
+    P, R = (_numbers(effects, kind) for kind, effects in tables.items())
     return P, R
 
 # %% ../../nbs/evaluate/25_response.ipynb #c5ccee69
@@ -224,7 +254,7 @@ def _pair(pred, real) -> _Pair:
     # what was observed decides the order of the genes
     centre = real.centre[genes].to_numpy(float)
     if not isinstance(pred, Observed):
-        P, R = _matched(pred, real.effects)
+        P, R = _matched(effect_table(pred), real.effects)
         return _Pair(P, R, real.shared[genes].to_numpy(float), centre, P - R + 0)
 
     # predicted cells have a mean and a control of their own
@@ -349,7 +379,10 @@ def scores(pred, real, reference: pd.Series | None = None, seed: int = 0) -> dic
     GpovaeError
         Where the prediction lacks a perturbation or a gene, or holds something else than numbers.
     """
-    real = real if isinstance(real, Observed) else Observed.table(real, reference)
+    if not isinstance(real, Observed):
+        real = effect_table(real)
+        _check_rows(real)
+        real = Observed.table(real, reference)
     weight = np.ones((1, len(real.effects)))
     values = weighted(contributions(pred, real, seed), weight)
     return {k: None if np.isnan(v[0]) else float(v[0]) for k, v in values.items()}

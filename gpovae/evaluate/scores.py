@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anndata as ad
+import networkx as nx
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
@@ -22,11 +23,13 @@ from ..core.options import option, takes
 from ..core.provenance import complete
 from ..data.labels import CONTROL, targets
 from ..data.screen import Key, Screen
+from ..data.unchanged import warn_of_changes
 from .baselines import baselines
 from .ceiling import ceiling, share_of_way
 from .cells import energy_scores, qc_pass
 from .comparisons import advantage, compare_scores, score_table, strata
-from .effects import cells
+from .curated import read_network, screen_names
+from .effects import cells, effect_table
 from .enrichment import found_edges, overlap
 from .networks import compare_networks, network_scores
 from .observed import observe
@@ -334,12 +337,21 @@ def _add_truth(scores: Scores, adata, rankings: dict) -> None:
     scores.calibration = calibration(rankings["model"], truth, sources=sources)
 
 # %% ../../nbs/evaluate/95_scores.ipynb #90721904
-def _add_known(scores: Scores, nodes, model, cut: dict, known: dict) -> None:
+def _as_read(listed, adata) -> pd.DataFrame:
+    "A known network as `read_network` gives it; a file, another table or a graph is read."
+    if isinstance(listed, pd.DataFrame) and {"sign", "directed"} <= set(listed):
+        return listed
+    return read_network(listed, screen_names(adata))
+
+
+def _add_known(scores: Scores, adata, model, cut: dict, known: dict) -> None:
     "Hold networks of equal size against curated ones; one that does not fit is left out."
     rows = {}
     found = []
+    nodes = Screen(adata).nodes
     for list_name, listed in known.items():
         try:
+            listed = _as_read(listed, adata)
             marks = {name: overlap(e, listed, nodes, seed=scores.seed) for name, e in cut.items()}
         except GpovaeError as error:
             warnings.warn(f"{list_name} is left out: {error}", stacklevel=4)
@@ -360,7 +372,7 @@ def _score_network(scores: Scores, adata, rankings: dict, known: dict) -> None:
     _add_network(scores, adata, cut)
     if Key.truth in adata.uns:
         _add_truth(scores, adata, rankings)
-    _add_known(scores, Screen(adata).nodes, rankings["model"], cut, known)
+    _add_known(scores, adata, rankings["model"], cut, known)
 
 # %% ../../nbs/evaluate/95_scores.ipynb #46b7a1cf
 def _check_names(others: dict, base: dict) -> None:
@@ -385,6 +397,28 @@ def _score_responses(adata, predicted, others: dict, seed: int) -> Scores:
         strata=strata(predictions, observed, seed=seed),
         seed=seed,
     )
+
+# %% ../../nbs/evaluate/95_scores.ipynb #86aa340a
+def _check_held_out(adata, names: list) -> None:
+    "Refuse to score a trained perturbation apart: the rest would have another mean."
+    screen = Screen(adata)
+    labels = screen.labels[screen.rows("train", fail=False)]
+    if trained := sorted(set(labels) & set(names)):
+        raise GpovaeError(
+            f"{trained[0]!r} is among `unseen`, but has training cells ({len(trained)} such"
+            " perturbation(s)). Put its effects in `predicted`, or prepare with held_out="
+            f"[{trained[0]!r}]."
+        )
+
+
+def _check_drawn(adata, drawn) -> None:
+    "Refuse drawn cells that lack a perturbation of the test cells."
+    if missing := sorted(set(cells(adata, "test").index) - {CONTROL} - set(Screen(drawn).labels)):
+        raise GpovaeError(
+            f"There are no drawn cells of {missing[0]!r} ({len(missing)} such perturbation(s)), so"
+            " the mean would be one over the others. Draw cells of every perturbation that has"
+            " test cells."
+        )
 
 # %% ../../nbs/evaluate/95_scores.ipynb #10c1a20c
 def _add_unseen(scores: Scores, adata, unseen: pd.DataFrame, evidence) -> None:
@@ -427,27 +461,36 @@ def evaluate(
     predicted : DataFrame
         (perturbations, genes) effects in log2 units.
     edges : DataFrame, optional
-        Columns source, target, weight, probability; None scores responses only.
+        Columns source, target, weight, probability, or a graph; None scores responses only.
 
     Returns
     -------
     Scores
         Tables, a verdict, and JSON.
     """
+    adata = Screen(adata).adata
+    warn_of_changes(adata, stacklevel=3)
+    predicted = effect_table(predicted)
     given = EvaluationOptions(**options)
+    if given.unseen is not None:
+        given.unseen = effect_table(given.unseen)
     names = [] if given.unseen is None else list(given.unseen.index)
+    _check_held_out(adata, names)
     # what training has not seen is scored apart
     is_unseen = np.isin(Screen(adata).labels, names)
-    trained = adata[~is_unseen].copy() if names else adata
+    trained = adata[~is_unseen] if names else adata
 
     scores = _score_responses(trained, predicted, given.others or {}, given.seed)
     if names:
         _add_unseen(scores, adata, given.unseen, given.evidence)
     if given.drawn is not None:
+        _check_drawn(trained, given.drawn)
         look = dict(seed=given.seed, progress=given.progress)
         scores.energy = energy_scores(trained, given.drawn, **look)
         scores.qc = qc_pass(trained, given.drawn)
     if edges is not None:
+        if hasattr(edges, "is_directed"):
+            edges = nx.to_pandas_edgelist(edges)
         rankings = networks(trained, edges, given.seed, given.thorough, given.progress)
         _score_network(scores, trained, rankings, given.known or {})
     return scores

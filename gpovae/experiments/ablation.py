@@ -43,6 +43,7 @@ NO_SWITCH = [
     "batch_size",
     "learning_rate",
     "max_epochs",
+    "effects_patience",
 ]
 TAKES_ALONG = dict(alignment_target=["alignment_weight"], accumulation=["latent_effect"])
 COMPARED_WITH = dict(accumulation="latent_effect")  # all others: "corrected"
@@ -169,7 +170,7 @@ def _trained_part(adata):
     screen = Screen(adata)
     trained = set(screen.labels[screen.rows("train")])
     untrained = set(screen.labels) - trained
-    return adata[~np.isin(screen.labels, list(untrained))].copy() if untrained else adata
+    return adata[~np.isin(screen.labels, list(untrained))] if untrained else adata
 
 # %% ../../nbs/experiments/10_ablation.ipynb #56748d48
 _WITHOUT_ALIGNMENT = dict(

@@ -204,7 +204,7 @@ def _paper_job(path, screen, seed, method, max_epochs):
     labels = Screen(adata).labels
     trained = np.isin(labels, labels[Screen(adata).rows("train")])
     # to score in: the means have nothing to predict held-out perturbations from
-    scored = adata if trained.all() else adata[trained].copy()
+    scored = adata if trained.all() else adata[trained]
     if method is None:
         rows = _simple_rows(scored, seed)
     else:

@@ -168,7 +168,7 @@ def _read_run(name, path, others):
         raise GpovaeError(f"its screen is gone ({s['data']})")
 
     identity, cells = _fingerprints(s["data"])
-    if cells != s["cells"]:
+    if cells != s["cells"] or (s["screen"] and identity and identity != s["screen"]):
         raise GpovaeError(f"its screen was prepared anew since ({s['data']})")
 
     row["key"] = f"{identity} {cells}"

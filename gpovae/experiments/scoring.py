@@ -67,7 +67,7 @@ def _load(runs):
             f"The runs of the screen {name!r} have no perturbation in common that has test cells."
         )
     if skipped:
-        adata = adata[~np.isin(screen.labels, skipped)].copy()  # as `GPOVAE.evaluate` does
+        adata = adata[~np.isin(screen.labels, skipped)]  # as `GPOVAE.evaluate` does
     return _Compared(adata, models, common, skipped)
 
 # %% ../../nbs/experiments/30_scoring.ipynb #9c4c9090

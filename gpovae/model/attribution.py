@@ -8,6 +8,8 @@ without it."""
 __all__ = ['log_fold', 'cut_edges', 'trained_responses']
 
 # %% ../../nbs/model/95_attribution.ipynb #b677442e
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -42,6 +44,19 @@ def _bisect(function, wanted: torch.Tensor, limit: float) -> torch.Tensor:
         high = torch.where(below, high, middle)
     return (low + high) / 2
 
+# %% ../../nbs/model/95_attribution.ipynb #69fbb7f2
+def _mean_after(vae: VAE, context: Context, columns: list[int]) -> Callable:
+    "From log fold changes (columns,) of genes' means to their mean log2 expression."
+    mu = _context_means(vae, context, columns)
+    theta = vae.inverse_dispersion()[columns].double()
+    scale = 1e4 / context.library[:, None].double()
+
+    def mean_log2(delta):
+        # equation model.attribution.1
+        return expected_log2(mu * delta.exp(), theta, scale).mean(0)
+
+    return mean_log2
+
 # %% ../../nbs/model/95_attribution.ipynb #48822c90
 @torch.no_grad()
 def log_fold(
@@ -67,17 +82,24 @@ def log_fold(
     ndarray
         (columns,) natural log, within +-limit.
     """
-    mu = _context_means(vae, context, columns)
-    theta = vae.inverse_dispersion()[columns].double()
-    scale = 1e4 / context.library[:, None].double()
-
-    def mean_log2(delta):
-        # equation model.attribution.1
-        return expected_log2(mu * delta.exp(), theta, scale).mean(0)
-
+    mean_log2 = _mean_after(vae, context, columns)
     unchanged = mean_log2(torch.zeros(len(columns), dtype=torch.float64))
     wanted = unchanged + torch.as_tensor(np.asarray(effects, float))
     return _bisect(mean_log2, wanted, limit).numpy()
+
+# %% ../../nbs/model/95_attribution.ipynb #546187d4
+@torch.no_grad()
+def effect_of(
+    vae: VAE, context: Context, columns: list[int], log_fold_changes: np.ndarray
+) -> np.ndarray:
+    "Effects in log2 units to which log fold changes (natural) of genes' means amount."
+    parts = []
+    for start in range(0, len(columns), 512):  # cells x genes x nodes of the quadrature
+        block = slice(start, start + 512)
+        mean_log2 = _mean_after(vae, context, columns[block])
+        delta = torch.as_tensor(np.asarray(log_fold_changes[block], float))
+        parts.append((mean_log2(delta) - mean_log2(torch.zeros_like(delta))).numpy())
+    return np.concatenate(parts)
 
 # %% ../../nbs/model/95_attribution.ipynb #be86f00b
 class CutGRN(GRN):

@@ -198,7 +198,8 @@ def log_total(f: torch.Tensor, size_factor: torch.Tensor) -> torch.Tensor:
     "(...,) log of the sum of exp(f) (..., genes) over the genes of `size_factor` (bool)."
     result = f.new_empty(f.shape[:-1])
     left_out = torch.where(size_factor, 0.0, -1e30).numpy()
-    _log_total(f.view(-1, f.shape[-1]).numpy(), left_out, result.view(-1).numpy())
+    logits = f.view(-1, f.shape[-1]).numpy()
+    _log_total(logits, left_out, result.view(-1).numpy())
     return result
 
 # %% ../../nbs/model/20_averages.ipynb #17327a4b
@@ -270,6 +271,6 @@ def lost(
     offset = library.log() - log_total(f, size_factor)
     result = torch.empty_like(offset)
     logits = f.view(-1, f.shape[-1]).numpy()
-    given = (x.contiguous().numpy(), theta.contiguous().numpy())
+    given = [t.contiguous().numpy() for t in (x, theta)]
     _lost(logits, offset.view(-1).numpy(), *given, result.view(-1).numpy())
     return result

@@ -297,7 +297,7 @@ def effects_of(
         for start in range(0, R if draws else 0, 64):
             rows = slice(start, start + 64)
             values = z_p[rows], targeted[rows], None if beside is None else beside[rows]
-            spread[rows] = _spread(vae, few, values, table, bar)
+            spread[rows] = _drawn(vae, few, values, table, bar).std(1)
     # equation model.prediction.1
     return AverageEffects((mean - base).numpy(), mean.numpy(), spread.numpy())
 
@@ -307,8 +307,8 @@ def _control_first(x):
     return None if x is None else torch.cat([x.new_zeros(1, x.shape[-1]), x[:, 0]])
 
 # %% ../../nbs/model/70_prediction.ipynb #cd090901
-def _spread(vae, context, values, table, bar):
-    "Standard deviation over posterior draws of the mean, (R, genes)."
+def _drawn(vae, context, values, table, bar=None):
+    "Mean log2 expression under each posterior draw, (R, draws, genes)."
     z_p, targeted, beside = values
     draws = z_p.shape[1] - 1
     means = mean_log2(
@@ -320,7 +320,7 @@ def _spread(vae, context, values, table, bar):
         table=table,
         bar=bar,
     )
-    return means.unflatten(0, (-1, draws)).std(1)
+    return means.unflatten(0, (-1, draws))
 
 # %% ../../nbs/model/70_prediction.ipynb #10a4eaaa
 def average_effects(
@@ -373,3 +373,28 @@ def _summed_latents(vae, perturbations, draws, seed):
     latent = rows[torch.searchsorted(nodes, node.contiguous())]
     z_p = latent.new_zeros(len(perturbations), *latent.shape[1:])
     return z_p.index_add(0, perturbation, latent)
+
+# %% ../../nbs/model/70_prediction.ipynb #b0b57abe
+@torch.no_grad()
+def effect_draws(
+    vae: VAE,
+    context: Context,
+    perturbations: list[list[int]],
+    *,
+    draws: int = 16,
+    spread_cells: int = 8,
+    seed: int = 0,
+) -> np.ndarray:
+    """Posterior draws of effects, less their mean: (perturbations, draws, genes), log2.
+
+    Their standard deviation is the spread of `average_effects`; here genes move together.
+    """
+    few = Context(*(t[:spread_cells] for t in context))
+    table = log2_table(vae, context)
+    z_p = _summed_latents(vae, perturbations, draws, seed)
+    parts = []
+    for start in range(0, len(z_p), 64):
+        rows = slice(start, start + 64)
+        drawn = _drawn(vae, few, (z_p[rows], perturbations[rows], None), table)
+        parts.append((drawn - drawn.mean(1, keepdim=True)).numpy())
+    return np.concatenate(parts)

@@ -66,8 +66,10 @@ class _Weights(_Switches):
         0.02, "Prior scale of the decoder's weights from z_p; None as published."
     )
     edge_prior: float = option(0.3, "Prior probability of an edge, where edges are trained.")
-    regulators: Literal["all", "perturbed"] = option(
-        "all", "Nodes that may regulate, where effects are fitted to the table of responses."
+    regulators: Literal["auto", "all", "perturbed"] = option(
+        "auto",
+        "Nodes that may regulate, where effects are fitted to the table of responses; auto: all,"
+        " perturbed ones alone where they are fewer than one node in three.",
     )
     max_path_length: int = option(6, "Edges of the longest path that counts.")
 
@@ -102,6 +104,11 @@ class Settings(_Weights):
     clip_norm: float = option(100.0, "Largest norm of the gradient.")
     max_epochs: int = option(60, "Epochs at most.")
     patience: int = option(30, "Epochs without improvement before training ends.")
+    effects_patience: int | None = option(
+        3,
+        "Epochs without better effects on validation cells before training ends, from 2,000 steps"
+        " on; None: never.",
+    )
 
     def architecture(self) -> dict:
         "The keyword arguments of `gpovae.model.vae.VAE`."
@@ -124,6 +131,7 @@ PRESETS = dict(
         residual_correction=False,
         covariate=False,
         validation="total",
+        effects_patience=None,
         scale_floor=0.0,
         decoder_prior=None,
         alignment_weight=100.0,

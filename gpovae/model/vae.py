@@ -106,7 +106,8 @@ def _add_buffers(vae: VAE, n_genes: int, position, size_factor) -> None:
     "Columns of the nodes, standardisation, and genes of the library size."
     position = torch.as_tensor(position).long()
     everything = torch.ones(n_genes, dtype=torch.bool)
-    counted = everything if size_factor is None else torch.as_tensor(size_factor)
+    # a copy: pandas 3 hands out arrays that may not be written to
+    counted = everything if size_factor is None else torch.tensor(size_factor)
 
     vae.register_buffer("position", position)
     vae.register_buffer("measured", (position >= 0).nonzero().flatten(), persistent=False)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core.errors import GpovaeError
-from ..data.dose import Dose, node_doses
+from ..data.dose import FLOOR, Dose, node_doses
 from ..data.responses import Responses
 from . import gibbs
 from .denoising import fit_mixture, shrink, steady_state
@@ -39,8 +40,8 @@ class Table(NamedTuple):
     dose: Dose  # (n,) of each node when it is the target
     untold: Untold  # targets whose dose is drawn
     regulators: np.ndarray  # nodes that may regulate
-    kind: np.ndarray  # (n, n) PERTURBED, UNPERTURBED or LISTED
-    sign: np.ndarray  # (n, n) that prior knowledge gives, 0 elsewhere
+    kind: np.ndarray  # (n, n) int8: PERTURBED, UNPERTURBED or LISTED, row = regulator
+    sign: np.ndarray  # (n, n) int8 that prior knowledge gives, 0 elsewhere
     strength: float  # confirmed edges that the prior list is worth beforehand
     floor: float  # least misfit, in log expression
 
@@ -86,18 +87,20 @@ def prepare_table(
     is_target = responses.is_target
     measured = responses.measured
     perturbed = is_target.any(0)
-    if prior is None:
-        prior = np.full((len(perturbed),) * 2, np.nan)
-    listed = np.isfinite(prior)
+    kind = np.repeat(np.int8(UNPERTURBED - perturbed)[:, None], len(perturbed), axis=1)
+    sign = np.zeros_like(kind)
+    if prior is not None:
+        listed = np.isfinite(prior)
+        kind[listed] = LISTED
+        sign[listed] = np.sign(prior[listed])
 
     told = responses.target_dose()
     lfc = np.where(measured, responses.lfc, 0.0)
     lfc = np.where(is_target, told.mean, lfc).astype(np.float32)
     se = np.where(measured, responses.se, 1.0)
     se = np.where(is_target, told.se, se).astype(np.float32)
-    candidates = perturbed | measured.any(0) | listed.any(1)
+    candidates = perturbed | measured.any(0) | (kind == LISTED).any(1)
     candidates = candidates & _may_regulate(regulators, perturbed)
-    kind = (~perturbed)[:, None].astype(int)
     return Table(
         lfc=lfc,
         variance=se**2,
@@ -107,8 +110,8 @@ def prepare_table(
         dose=Dose(responses.dose(), responses.dose_se()),
         untold=Untold.of(responses),
         regulators=np.flatnonzero(candidates),
-        kind=np.where(listed, LISTED, kind),
-        sign=np.where(listed, prior, 0.0),
+        kind=kind,
+        sign=sign,
         strength=strength,
         floor=floor,
     )
@@ -122,7 +125,7 @@ UNPERTURBED_SHARE = 0.5  # density of unperturbed regulators, at most, of that o
 class Slab:
     "Distribution of the effects; equation network.gibbs.2."
 
-    scale: np.ndarray  # (n, n) [target, regulator]: lambda, of Student's t
+    scale: np.ndarray  # (n, k) [target, slot]: lambda, of Student's t
     density: np.ndarray = field(default_factory=lambda: np.array([0.05, 0.02, 0.05]))  # by kind
     # share of activations among unlisted edges; share of listed edges with the listed sign
     activating: np.ndarray = field(default_factory=lambda: np.array([0.5, 0.5]))
@@ -139,33 +142,59 @@ class Errors:
     row: np.ndarray  # (R, 1) offset of each perturbation: library sizes are shared
     saturation: float = 0.0  # variance, relative to the square of what comes through mediators
 
+# %% ../../nbs/network/30_chain.ipynb #e4c05564
+def _possible(table: Table) -> np.ndarray:
+    "(n, n) int8 states at first, [target, regulator]: ABSENT where there may be an edge."
+    n = table.lfc.shape[1]
+    state = np.zeros((n, n), np.int8)
+    state[:, table.regulators] = gibbs.ABSENT
+    state[~table.explained.any(0)] = gibbs.NOT_ALLOWED
+    np.fill_diagonal(state, gibbs.NOT_ALLOWED)
+    return state
+
 # %% ../../nbs/network/30_chain.ipynb #2ac321db
 class Chain:
-    "One chain of draws, and all that it knows."
+    "One chain of draws, and all that it knows; every pair of nodes is drawn."
+
+    layout = staticmethod(np.ascontiguousarray)  # of the arrays (R, n)
+    least_dose = FLOOR  # of those that are drawn
 
     def __init__(self, table: Table, rng: np.random.Generator):
         R, n = table.lfc.shape
         # doses that no transcript tells are drawn
-        self.table = table._replace(lfc=table.lfc.copy())
+        self.table = table._replace(lfc=table.lfc.copy("K"))
         self.dose = table.dose.mean.copy()
         self.rng = rng
-        # the table stored in perturbations x nodes; effects and pairs as [target, regulator]
-        state = np.zeros((n, n), np.int8)
-        state[:, table.regulators] = gibbs.ABSENT
-        state[~table.explained.any(0)] = gibbs.NOT_ALLOWED
-        np.fill_diagonal(state, gibbs.NOT_ALLOWED)
-        zeros = (np.zeros((n, n), np.float32) for _ in range(4))
-        self.sample = gibbs.PosteriorSample(state, *zeros)
-
-        self.slab = Slab(np.ones((n, n), np.float32))
+        # the table is stored in perturbations x nodes; effects and pairs as [target, slot]
+        self.set_slots(*self.first_slots())
+        self.slab = Slab(np.ones(self.regulator.shape, np.float32))
         misfit = np.full(n, table.floor**2, np.float32)
         self.errors = Errors(misfit, np.zeros(n, np.float32), np.zeros((R, 1), np.float32))
-        self.network = np.zeros((n, n), np.float32)  # running mean of W, row = regulator
 
         # set by `denoise`: X and its variance (R, n), weights of the mixture, similar regulators
         self.x = self.x_variance = self.mixture = self.similar = None
         # set by `draw`, (R, n): precision of each entry, and what the effects do not explain
         self.weight = self.residual = None
+
+        self.done = 0  # draws
+        self.dose_sum = np.zeros(n)  # over those that count
+
+    def first_slots(self) -> tuple[np.ndarray, np.ndarray]:
+        "Regulators and states (n, k) that the chain starts with: every node, for every target."
+        n = self.table.lfc.shape[1]
+        return np.tile(np.arange(n), (n, 1)), _possible(self.table)
+
+    def set_slots(self, regulator: np.ndarray, state: np.ndarray) -> None:
+        "Which nodes (n, k) may regulate each target; states (n, k) as in `gibbs`."
+        zeros = (np.zeros(state.shape, np.float32) for _ in range(5))
+        self.regulator = regulator
+        self.sample = gibbs.PosteriorSample(state, *(next(zeros) for _ in range(4)))
+        self.network = next(zeros)  # running mean of the effects
+        pairs = regulator, np.arange(len(regulator))[:, None]
+        self.kind = self.table.kind[pairs]
+        self.sign = self.table.sign[pairs]
+        # expected edges and number of the pairs that have no slot, by class
+        self.elsewhere = np.zeros((3, 2))
 
     def moved(self) -> np.ndarray:
         "(R, n) log fold changes less the offsets."
@@ -173,25 +202,27 @@ class Chain:
         return self.table.lfc - np.where(self.table.is_target, 0, offsets)
 
 # %% ../../nbs/network/30_chain.ipynb #8aa5af96
-def denoise(chain: Chain, learn: bool, use_network: bool) -> None:
+@patch
+def denoise(self: Chain, learn: bool, use_network: bool) -> None:
     "Renew X, its remaining variance, and the pairs of regulators that look alike."
-    table = chain.table
+    table = self.table
     explained = table.explained
     predicted = np.zeros(table.lfc.shape)
     if use_network:
-        predicted = steady_state(chain.network.astype(float), chain.dose, table.targets)
-    deviation = (chain.moved() - predicted)[explained]
+        W = np.ascontiguousarray(self.network.T, float)
+        predicted = steady_state(W, self.dose, table.targets)
+    deviation = (self.moved() - predicted)[explained]
     noise = table.variance[explained]
     if learn:
-        subset = chain.rng.permutation(len(deviation))[:10_000]
-        chain.mixture = fit_mixture(deviation[subset], noise[subset])
+        subset = self.rng.permutation(len(deviation))[:10_000]
+        self.mixture = fit_mixture(deviation[subset], noise[subset])
 
-    chain.x = np.where(table.is_target, table.lfc, predicted).astype(np.float32)
-    chain.x_variance = np.zeros(table.lfc.shape, np.float32)
-    mean, variance = shrink(deviation, noise, chain.mixture)
-    chain.x[explained] += mean
-    chain.x_variance[explained] = variance
-    chain.similar = _similar(chain.x, table.regulators)
+    self.x = np.where(table.is_target, table.lfc, predicted).astype(np.float32)
+    self.x_variance = np.zeros(table.lfc.shape, np.float32)
+    mean, variance = shrink(deviation, noise, self.mixture)
+    self.x[explained] += mean
+    self.x_variance[explained] = variance
+    self.similar = _similar(self.x, table.regulators)
 
 # %% ../../nbs/network/30_chain.ipynb #9a948f50
 SIMILAR = 0.5  # |cosine| of two regulators above which they are tried in each other's place
@@ -207,31 +238,35 @@ def _similar(x: np.ndarray, regulators: np.ndarray) -> np.ndarray:
     return np.argwhere(alike & regulates & regulates[:, None])
 
 # %% ../../nbs/network/30_chain.ipynb #452995aa
-def _regression(chain: Chain) -> gibbs.Regression:
-    table = chain.table
-    W = chain.sample.effect.T
+@patch
+def regression(self: Chain) -> gibbs.Regression:
+    "What the effects have to explain."
+    table = self.table
+    W = self.sample.effect.T
     # equation network.chain.1
-    through = np.where(table.is_target, 0, chain.x) ** 2 * np.float32(chain.errors.saturation)
-    passed = (chain.x_variance + through) @ W**2
-    variance = table.variance + chain.errors.misfit + passed
+    through = np.where(table.is_target, 0, self.x) ** 2 * np.float32(self.errors.saturation)
+    passed = (self.x_variance + through) @ W**2
+    variance = table.variance + self.errors.misfit + passed
     weight = np.where(table.explained, 1 / variance, 0).astype(np.float32)
     # equation network.gibbs.1
-    residual = weight * (chain.moved() - chain.x @ W)
+    residual = weight * (self.moved() - self.x @ W)
     return gibbs.Regression(
-        x=np.ascontiguousarray(chain.x.T),
+        x=np.ascontiguousarray(self.x.T),
+        regulator=self.regulator,
         weight=np.ascontiguousarray(weight.T),
         residual=np.ascontiguousarray(residual.T),
-        precision=weight.T @ chain.x**2,
+        precision=weight.T @ self.x**2,
     )
 
 # %% ../../nbs/network/30_chain.ipynb #e800df66
-def _prior(chain: Chain) -> gibbs.SpikeAndSlab:
+def effect_prior(chain: Chain) -> gibbs.SpikeAndSlab:
+    "Of all effects, as the chain knows it now."
     slab = chain.slab
-    sign = chain.table.sign.T
+    sign = chain.sign
     unlisted, agreeing = slab.activating
     activating = np.where(sign > 0, agreeing, np.where(sign < 0, 1 - agreeing, unlisted))
     activating = np.clip(activating, 1e-3, 1 - 1e-3).astype(np.float32)
-    log_odds = np.log(slab.density / (1 - slab.density))[chain.table.kind.T]
+    log_odds = np.log(slab.density / (1 - slab.density))[chain.kind]
     return gibbs.SpikeAndSlab(
         log_odds=log_odds.astype(np.float32),
         log_activates=np.log(activating),
@@ -248,8 +283,10 @@ def _moved(chain: Chain) -> np.ndarray:
     return share.sum(0, dtype=np.float32)
 
 
-def _loops(chain: Chain, moved: np.ndarray) -> gibbs.Loops:
-    W = chain.sample.effect.T
+@patch
+def loops(self: Chain, moved: np.ndarray, targets: np.ndarray) -> gibbs.Loops:
+    "As the effects are now, through these `targets` at least."
+    W = self.sample.effect.T
     # equation network.gibbs.3
     T = np.linalg.inv(np.eye(len(W)) - W)
     feedback = (T / T.diagonal()[:, None]).astype(np.float32)
@@ -258,38 +295,53 @@ def _loops(chain: Chain, moved: np.ndarray) -> gibbs.Loops:
     return gibbs.Loops(slack, feedback, moved)
 
 # %% ../../nbs/network/30_chain.ipynb #8fdc2697
-def _turn(candidates: np.ndarray, targets: np.ndarray, width: int, rng) -> gibbs.Turn:
+@patch
+def order(self: Chain) -> np.ndarray:
+    "(n, q) slots of each target in the order of drawing; picks the pairs to swap, too."
+    regulators = self.table.regulators
+    if self.sample.effect.any():
+        order = self.rng.permutation(regulators)
+    else:
+        size = (self.x[:, regulators] ** 2).sum(0)
+        order = regulators[np.argsort(-size)]
+    self.pairs = self.rng.permutation(self.similar)[: 3 * len(self.regulator)]
+    return np.tile(order, (len(self.regulator), 1))
+
+
+@patch
+def swaps(self: Chain, targets: np.ndarray) -> np.ndarray:
+    "(m, q, 2) pairs of slots of these targets that look alike."
+    return np.tile(self.pairs, (len(targets), 1, 1))
+
+
+def _turn(slots: np.ndarray, targets: np.ndarray, width: int, rng) -> gibbs.Turn:
     size = (len(targets), width)
     uniform = rng.random(size, np.float32)
-    return gibbs.Turn(candidates, targets, uniform, rng.standard_normal(size, np.float32))
+    return gibbs.Turn(slots, targets, uniform, rng.standard_normal(size, np.float32))
 
 # %% ../../nbs/network/30_chain.ipynb #724bb4fe
-def draw(chain: Chain) -> None:
+def draw_effects(chain: Chain) -> None:
     "All effects, once."
-    table = chain.table
     rng = chain.rng
     sample = chain.sample
-    n = len(sample.effect)
-    data = _regression(chain)
-    prior = _prior(chain)
-    if sample.effect.any():
-        order = rng.permutation(table.regulators)
-    else:
-        size = (chain.x[:, table.regulators] ** 2).sum(0)
-        order = table.regulators[np.argsort(-size)]
+    n, width = sample.effect.shape
+    data = chain.regression()
+    prior = effect_prior(chain)
+    order = chain.order()
     moved = _moved(chain)
     before = sample.mean.copy()
-    pairs = rng.permutation(chain.similar)[: 3 * n]
 
     for half in np.array_split(rng.permutation(n), 2):
-        loops = _loops(chain, moved)
-        gibbs.draw_targets(data, prior, loops, sample, _turn(order, half, n, rng))
-        if len(pairs):
-            gibbs.swap_pairs(data, prior, loops, sample, _turn(pairs, half, len(pairs), rng))
+        loops = chain.loops(moved, half)
+        gibbs.draw_targets(data, prior, loops, sample, _turn(order[half], half, width, rng))
+        swaps = chain.swaps(half)
+        if swaps.size:
+            turn = _turn(swaps, half, swaps.shape[1], rng)
+            gibbs.swap_pairs(data, prior, loops, sample, turn)
 
-    chain.network += 0.1 * ((sample.mean - before).T - chain.network)
-    chain.weight = np.ascontiguousarray(data.weight.T)
-    explained = table.explained
+    chain.network += 0.1 * (sample.mean - before - chain.network)
+    chain.weight = chain.layout(data.weight.T)
+    explained = chain.table.explained
     chain.residual = np.where(explained, data.residual.T / np.where(explained, chain.weight, 1), 0)
 
 # %% ../../nbs/network/30_chain.ipynb #8aa5ce85
@@ -298,12 +350,12 @@ def _learn_density(chain: Chain) -> None:
     slab = chain.slab
     rng = chain.rng
     state = chain.sample.state
-    kind = table.kind.T
-    perturbed = table.is_target.any(0)[None]
+    kind = chain.kind
+    perturbed = table.is_target.any(0)[chain.regulator]
     for k in (PERTURBED, UNPERTURBED, LISTED):
         counted = (kind == k) & (state > 0) & (perturbed if k == LISTED else True)
-        edges = (state >= gibbs.ACTIVATES)[counted].sum()
-        pairs = counted.sum()
+        edges = (state >= gibbs.ACTIVATES)[counted].sum() + chain.elsewhere[k, 0]
+        pairs = counted.sum() + chain.elsewhere[k, 1]
         base = slab.density[PERTURBED]
         credit, doubt = (0.5, 9.5) if k != LISTED else (table.strength + 5 * base, 5 * (1 - base))
         highest = (0.5, base * UNPERTURBED_SHARE, 0.95)[k]
@@ -313,7 +365,7 @@ def _learn_density(chain: Chain) -> None:
 # %% ../../nbs/network/30_chain.ipynb #5c7f9271
 def _learn_signs(chain: Chain) -> None:
     state = chain.sample.state
-    sign = chain.table.sign.T
+    sign = chain.sign
     is_edge = state >= gibbs.ACTIVATES
     activates = state == gibbs.ACTIVATES
     agrees = np.where(sign == 0, activates, activates == (sign > 0))
@@ -362,15 +414,27 @@ def _learn_offsets(chain: Chain) -> np.ndarray:
     errors.row = _draw_offset(residual - errors.column, weight, 1, rng)
     return np.where(explained, residual - errors.column - errors.row, 0)
 
+# %% ../../nbs/network/30_chain.ipynb #84cfcb28
+@patch
+def passed(self: Chain) -> tuple[np.ndarray, np.ndarray]:
+    "(R, n) each: squares of what comes through mediators, and their uncertainty."
+    squares = self.sample.effect.T**2
+    through = np.where(self.table.is_target, 0, self.x) ** 2 @ squares
+    return through, self.x_variance @ squares
+
+
+@patch
+def effects(self: Chain, nodes: np.ndarray) -> np.ndarray:
+    "(P, n) what each of P nodes does to every node."
+    return self.sample.effect.T[nodes]
+
 # %% ../../nbs/network/30_chain.ipynb #baeacbff
 def _learn_errors(chain: Chain, residual: np.ndarray) -> None:
     table = chain.table
     errors = chain.errors
     explained = table.explained
-    squares = chain.sample.effect.T**2
     # equation network.chain.1, solved for saturation and misfit
-    through = np.where(table.is_target, 0, chain.x) ** 2 @ squares
-    uncertain = chain.x_variance @ squares
+    through, uncertain = chain.passed()
     excess = np.where(explained, residual**2 - table.variance - uncertain, 0)
 
     weight = chain.weight**2
@@ -390,11 +454,13 @@ def _learn_doses(chain: Chain) -> None:
     table = chain.table
     untold = table.untold
     entries = untold.row, untold.node
-    B = chain.sample.effect.T
+    effect = chain.effects(untold.node)
     before = chain.x[entries].astype(float)
-    drawn = draw_doses(untold, before, B, chain.residual, chain.weight, chain.rng)
+    evidence = chain.residual, chain.weight
+    least = chain.least_dose
+    drawn = draw_doses(untold, before, effect, *evidence, chain.rng, least=least)
 
-    moved = (drawn - before)[:, None] * B[untold.node] * table.explained[untold.row]
+    moved = (drawn - before)[:, None] * effect * table.explained[untold.row]
     np.subtract.at(chain.residual, untold.row, moved)
     chain.x[entries] = table.lfc[entries] = drawn
     rows = Dose(np.where(table.is_target, table.lfc, 0), np.sqrt(table.variance) * table.is_target)
@@ -411,47 +477,32 @@ def learn(chain: Chain) -> None:
     _learn_errors(chain, _learn_offsets(chain))
 
 # %% ../../nbs/network/30_chain.ipynb #ee915f82
+@patch
+def renew_slots(self: Chain, k: int, burn: int) -> None:
+    "Before draw k: which pairs have a slot; here all of them do, always."
+
+
+@patch
+def draw(self: Chain, k: int, burn: int) -> None:
+    "All effects, as draw k of which the first `burn` do not count."
+    draw_effects(self)
+
+
+@patch
+def totals(self: Chain) -> list:
+    "Sums (n, n) over the draws that count of probability, effect and its square; row = regulator."
+    return [total.T.astype(float) for total in self.sample[2:]]
+
+
 def step(chain: Chain, k: int, burn: int) -> None:
     "Draw number k, of which the first `burn` do not count."
     if k % 5 == 0:
         # the mixture is learnt anew when the network comes in
         first = 0 <= k - burn // 2 < 5
-        denoise(chain, learn=k % 30 == 0 or first, use_network=k >= burn // 2)
+        chain.denoise(learn=k % 30 == 0 or first, use_network=k >= burn // 2)
     if k == burn:
-        _, _, *sums = chain.sample
-        for total in sums:
+        for total in chain.sample[2:]:
             total[:] = 0
-    draw(chain)
+    chain.renew_slots(k, burn)
+    chain.draw(k, burn)
     learn(chain)
-
-# %% ../../nbs/network/30_chain.ipynb #ee917e71
-class Posterior(NamedTuple):
-    "Average of several chains; row = regulator."
-
-    probability: np.ndarray  # (n, n)
-    effect: np.ndarray  # (n, n) given that there is an edge
-    std: np.ndarray  # (n, n) of that effect
-    dose: np.ndarray  # (n,) of each node
-    chains: list  # as their last draw left them
-
-# %% ../../nbs/network/30_chain.ipynb #9776039b
-def run_chains(table: Table, seeds: list, burn: int, draws: int, tick) -> Posterior:
-    "One chain for each seed, of `burn` draws that do not count and `draws` that do."
-    chains = []
-    dose = np.zeros(len(table.dose.mean))
-    for seed in seeds:
-        chain = Chain(table, np.random.default_rng(seed))
-        for k in range(burn + draws):
-            step(chain, k, burn)
-            dose += chain.dose * (k >= burn)
-            tick()
-        chains.append(chain)
-    dose /= len(chains) * draws
-
-    probability, mean, square = (
-        sum(total.T.astype(float) for total in totals) / len(chains) / draws
-        for totals in zip(*(chain.sample[2:] for chain in chains), strict=True)
-    )
-    effect = mean / np.maximum(probability, 1e-12)
-    variance = np.maximum(square / np.maximum(probability, 1e-12) - effect**2, 1e-6)
-    return Posterior(probability, effect, np.sqrt(variance), dose, chains)

@@ -32,12 +32,13 @@ class Untold(NamedTuple):
         return cls(row, node, doses.mean[row, node])
 
 # %% ../../nbs/network/28_doses.ipynb #81b1f800
-def draw_doses(untold: Untold, dose, B, residual, weight, rng) -> np.ndarray:
-    """Doses (P,), given those of before (P,) and the effects B (n, n), row = regulator.
+def draw_doses(
+    untold: Untold, dose, effect, residual, weight, rng, *, least: float = FLOOR
+) -> np.ndarray:
+    """Doses (P,), given those of before (P,) and what each of these nodes does, `effect` (P, n).
 
     `residual` and `weight` (R, n) are what all regulators leave over, and its precision.
     """
-    effect = B[untold.node]
     residual = residual[untold.row] + dose[:, None] * effect
     w = weight[untold.row]
     usual = (WORTH * untold.usual.mean() + dose.sum()) / (WORTH + len(dose))
@@ -47,4 +48,4 @@ def draw_doses(untold: Untold, dose, B, residual, weight, rng) -> np.ndarray:
     mean = ((w * effect * residual).sum(1) + usual / SPREAD**2) / precision
     drawn = mean + rng.normal(size=len(dose)) / np.sqrt(precision)
     sign = np.sign(untold.usual)
-    return sign * np.maximum(sign * drawn, FLOOR)
+    return sign * np.maximum(sign * drawn, least)

@@ -404,7 +404,8 @@ def explain(
         Without `target`: genes x (direct, indirect, total, mediates: share of all effects
         that is lost without its outgoing edges), strongest first.
     """
-    sources = targets(canonical(source))
+    perturbed = set(nodes.index[nodes.perturbed]) if "perturbed" in nodes else ()
+    sources = targets(canonical(source, genes=perturbed))
     signed_weights(grn)  # refuses the published network
     _check(sources, target, source, nodes, dose)
     rows = [nodes.index.get_loc(gene) for gene in sources]

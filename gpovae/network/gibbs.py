@@ -16,33 +16,34 @@ import numpy as np
 
 # %% ../../nbs/network/20_gibbs.ipynb #0293f05e
 class SpikeAndSlab(NamedTuple):
-    "Prior of all effects, [target, regulator]; or of those on one target; or of one."
+    "Prior of all effects, [target, slot]; or of those on one target; or of one."
 
     # equation network.gibbs.2
-    log_odds: np.ndarray  # (n, n) of an edge against none: log pi / (1 - pi)
-    log_activates: np.ndarray  # (n, n) log share of activations among edges: log rho
-    log_represses: np.ndarray  # (n, n) log (1 - rho)
+    log_odds: np.ndarray  # (n, k) of an edge against none: log pi / (1 - pi)
+    log_activates: np.ndarray  # (n, k) log share of activations among edges: log rho
+    log_represses: np.ndarray  # (n, k) log (1 - rho)
     size: np.float32  # mean absolute effect of an edge: mu
-    variance: np.ndarray  # (n, n) of an effect around +size or -size: lambda tau^2
+    variance: np.ndarray  # (n, k) of an effect around +size or -size: lambda tau^2
 
 # %% ../../nbs/network/20_gibbs.ipynb #72bce879
 class Regression(NamedTuple):
     "What the effects have to explain, for all targets; or for one."
 
-    x: np.ndarray  # (n, R) true log fold changes, of every regulator
+    x: np.ndarray  # (n, R) true log fold changes, of every node
+    regulator: np.ndarray  # (n, k) the node in each slot, [target, slot]
     weight: np.ndarray  # (n, R) precision of each entry of each target: omega
     residual: np.ndarray  # (n, R) precision x what the effects do not explain
-    precision: np.ndarray  # (n, n) sum over rows of omega x^2, [target, regulator]
+    precision: np.ndarray  # (n, k) sum over rows of omega x^2
 
 # %% ../../nbs/network/20_gibbs.ipynb #1d3e00f7
 class PosteriorSample(NamedTuple):
-    "Present effects, and sums over the rounds so far; [target, regulator], or one target's."
+    "Present effects, and sums over the rounds so far; [target, slot], or one target's."
 
-    state: np.ndarray  # (n, n) int8: NOT_ALLOWED, ABSENT, ACTIVATES or REPRESSES
-    effect: np.ndarray  # (n, n) w: 0 where there is no edge
-    probability: np.ndarray  # (n, n) summed over rounds, as the next two
-    mean: np.ndarray  # (n, n) of the effect, no edge counting as 0
-    square: np.ndarray  # (n, n)
+    state: np.ndarray  # (n, k) int8: NOT_ALLOWED, ABSENT, ACTIVATES or REPRESSES
+    effect: np.ndarray  # (n, k) w: 0 where there is no edge
+    probability: np.ndarray  # (n, k) summed over rounds, as the next two
+    mean: np.ndarray  # (n, k) of the effect, no edge counting as 0
+    square: np.ndarray  # (n, k)
 
 # %% ../../nbs/network/20_gibbs.ipynb #f3af21f5
 # of a pair: no edge possible; no edge; an edge that activates; one that represses
@@ -55,17 +56,17 @@ REPRESSES = 3
 class Turn(NamedTuple):
     "Who is drawn in this pass, in what order, and the random numbers for it."
 
-    candidates: np.ndarray  # regulators (k,), or pairs of them (k, 2)
+    slots: np.ndarray  # (m, q) of each target, or pairs of them (m, q, 2)
     targets: np.ndarray  # (m,)
-    uniform: np.ndarray  # (m, k) float32
-    normal: np.ndarray  # (m, k) float32
+    uniform: np.ndarray  # (m, k) or (m, q) float32
+    normal: np.ndarray
 
 # %% ../../nbs/network/20_gibbs.ipynb #70c7d853
 class Loops(NamedTuple):
     "Loops through all targets; or through one; or through one edge."
 
     slack: np.ndarray  # (n,) one less the loops through each target: s
-    feedback: np.ndarray  # (n, n) what each target does to each regulator: f
+    feedback: np.ndarray  # (n, k) what each target does to each regulator: f
     moved: np.ndarray  # (n,) in how many perturbations the target moves
 
 # %% ../../nbs/network/20_gibbs.ipynb #338480f5
@@ -84,7 +85,8 @@ def _prior_of(prior, k):
 
 @compiled
 def _regression_of(data, j):
-    return Regression(data.x, data.weight[j], data.residual[j], data.precision[j])
+    rows = data.weight[j], data.residual[j], data.precision[j]
+    return Regression(data.x, data.regulator[j], *rows)
 
 
 @compiled
@@ -189,13 +191,14 @@ def _add_to_sums(sample, i, edge, p_up, p_down):
 def _draw_target(data, prior, loops, sample, turn):
     "One round over the regulators of a target; returns its slack."
     slack = loops.slack
-    for i in turn.candidates:
+    for i in turn.slots:
         if sample.state[i] == NOT_ALLOWED:
             continue
+        x = data.x[data.regulator[i]]
 
         # the regression, and the loops, without this edge
         effect = sample.effect[i]
-        slope = _dot(data.x[i], data.residual) + data.precision[i] * effect
+        slope = _dot(x, data.residual) + data.precision[i] * effect
         loop = Loops(slack + effect * loops.feedback[i], loops.feedback[i], loops.moved)
 
         edge = edge_posterior(slope, data.precision[i], _prior_of(prior, i), loop)
@@ -205,7 +208,7 @@ def _draw_target(data, prior, loops, sample, turn):
         state, drawn = _choose(edge, p_up, p_down, turn.uniform[i], turn.normal[i])
         sample.state[i] = state
         if drawn != effect:
-            _add(data.residual, data.weight, data.x[i], effect - drawn)
+            _add(data.residual, data.weight, x, effect - drawn)
             slack -= (drawn - effect) * loops.feedback[i]
             sample.effect[i] = drawn
     return slack
@@ -216,7 +219,7 @@ def _view(data, prior, loops, sample, turn, h):
     "The groups of one target, the h-th of this turn; the arrays are views."
     j = turn.targets[h]
     loop = Loops(loops.slack[j], loops.feedback[j], loops.moved[j])
-    only = Turn(turn.candidates, turn.targets, turn.uniform[h], turn.normal[h])
+    only = Turn(turn.slots[h], turn.targets, turn.uniform[h], turn.normal[h])
     return _regression_of(data, j), _prior_of(prior, j), loop, _sample_of(sample, j), only
 
 
@@ -243,7 +246,7 @@ def draw_targets(
     sample : PosteriorSample
         Present effects, which are replaced, and sums, which are added to.
     turn : Turn
-        Regulators in the order of drawing, targets, random numbers.
+        Slots in the order of drawing, targets, random numbers.
 
     Notes
     -----
@@ -262,7 +265,7 @@ def _four_states(data, prior, loops, pair):
     log_odds = np.zeros(4, np.float32)
     for h in range(2):
         i = pair[h]
-        slope = _dot(data.x[i], data.residual)
+        slope = _dot(data.x[data.regulator[i]], data.residual)
         loop = Loops(loops.slack, loops.feedback[i], loops.moved)
         edge = edge_posterior(slope, data.precision[i], _prior_of(prior, i), loop)
 
@@ -281,16 +284,18 @@ def _swap_pairs(data, prior, loops, sample, turn):
     state = sample.state
     effect = sample.effect
     # the regression without either of a pair
-    without = Regression(data.x, data.weight, np.zeros_like(data.residual), data.precision)
-    for q in range(len(turn.candidates)):
-        pair = turn.candidates[q]
+    x = data.x
+    node = data.regulator
+    without = Regression(x, node, data.weight, np.zeros_like(data.residual), data.precision)
+    for q in range(len(turn.slots)):
+        pair = turn.slots[q]
         first = state[pair[0]]
         second = state[pair[1]]
         if not first or not second or (first > ABSENT) == (second > ABSENT):
             continue
         acting = pair[0] if first > ABSENT else pair[1]
         without.residual[:] = data.residual
-        _add(without.residual, data.weight, data.x[acting], effect[acting])
+        _add(without.residual, data.weight, x[node[acting]], effect[acting])
         loop = Loops(slack + effect[acting] * loops.feedback[acting], loops.feedback, loops.moved)
 
         mean, spread, log_odds = _four_states(without, prior, loop, pair)
@@ -299,7 +304,7 @@ def _swap_pairs(data, prior, loops, sample, turn):
         drawn = np.float32(mean[k] + spread[k] * turn.normal[q])
 
         chosen = pair[k // 2]
-        _add(without.residual, data.weight, data.x[chosen], -drawn)
+        _add(without.residual, data.weight, x[node[chosen]], -drawn)
         data.residual[:] = without.residual
         slack += effect[acting] * loops.feedback[acting] - drawn * loops.feedback[chosen]
         effect[acting] = 0
@@ -326,7 +331,7 @@ def swap_pairs(
     sample : PosteriorSample
         Present effects, which are replaced; the sums stay.
     turn : Turn
-        Pairs of regulators, targets, random numbers.
+        Pairs of slots, targets, random numbers.
     """
     for h in numba.prange(len(turn.targets)):
         target = _view(data, prior, loops, sample, turn, h)

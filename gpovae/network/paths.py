@@ -62,7 +62,7 @@ def _starts(node: torch.Tensor, n: int) -> torch.Tensor:
     start[1:] = torch.bincount(node, minlength=n).cumsum(0)
     return start
 
-
+# %% ../../nbs/network/08_paths.ipynb #50507646
 def _by_source(edges: EdgeList, values: torch.Tensor) -> torch.Tensor:
     "W (n, n), sparse."
     shape = (edges.n, edges.n)

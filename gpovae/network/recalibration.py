@@ -14,8 +14,9 @@ import numpy as np
 from scipy.optimize import minimize
 
 from ..data.dose import FLOOR, Dose, node_doses
-from .chain import Chain, Posterior, Table
+from .chain import Table
 from .denoising import steady_state
+from .runs import LastDraw, Posterior
 
 # %% ../../nbs/network/35_recalibration.ipynb #9887ac6e
 class Calibration(NamedTuple):
@@ -81,7 +82,9 @@ def recalibrate(p: np.ndarray, calibration: Calibration) -> np.ndarray:
     """
     a, b = calibration
     # equation network.recalibration.1
-    lowered = _logistic(a + b * _logit(np.clip(p, 1e-9, 1 - 1e-9)))
+    # in single precision 1 - 1e-9 is 1, and a certain edge would stay certain
+    inside = np.clip(np.asarray(p, float), 1e-9, 1 - 1e-9)
+    lowered = _logistic(a + b * _logit(inside))
     return np.where(p > 0, np.minimum(p, lowered), 0)
 
 # %% ../../nbs/network/35_recalibration.ipynb #98878d7f
@@ -95,7 +98,7 @@ def _draw_network(table: Table, p: np.ndarray, effect: np.ndarray, rng) -> np.nd
 
 # %% ../../nbs/network/35_recalibration.ipynb #ff207f5e
 def simulate_from_fit(
-    table: Table, p: np.ndarray, effect: np.ndarray, chain: Chain, rng: np.random.Generator
+    table: Table, p: np.ndarray, effect: np.ndarray, chain: LastDraw, rng: np.random.Generator
 ) -> tuple[np.ndarray, Table]:
     "Edges (n, n) of a network drawn from the posterior, and this screen's table of it."
     W = _draw_network(table, p, effect, rng)

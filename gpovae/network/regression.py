@@ -10,6 +10,7 @@ __all__ = ['NetworkFit', 'fit_network']
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numba
@@ -18,8 +19,11 @@ import numpy as np
 from ..core.options import option, takes
 from ..core.progress import Bar
 from ..data.responses import Responses
-from .chain import Posterior, Table, prepare_table, run_chains
+from .candidates import CandidateChain
+from .chain import Chain, Table, prepare_table
 from .recalibration import Calibration, calibrate
+from .runs import Kept, Posterior, run_chains
+from .structural import StructuralChain
 
 # %% ../../nbs/network/40_regression.ipynb #8490b5d1
 class NetworkFit(NamedTuple):
@@ -58,23 +62,64 @@ class FitOptions:
     )
     strength: float = option(0.0, "Confirmed edges that the prior list is worth beforehand.")
     regulators: str | np.ndarray = option(
-        "all", 'Which nodes may regulate: "all", "perturbed", or (n,) bool.'
+        "auto",
+        'Which nodes may regulate: "all", "perturbed", or (n,) bool. "auto": all, but perturbed'
+        " nodes alone, along whose paths all effects come, where they are fewer than one in three.",
     )
     chains: int | None = option(
-        None, "Chains, which are averaged. None: two, or one above 300 nodes."
+        None, "Chains, which are averaged. None: two, or one above 1,000 nodes."
     )
     draws: int = option(100, "Draws of each chain, after half as many that do not count.")
     copies: int | None = option(
         None,
         "Screens simulated from the fit (parametric bootstrap) to recalibrate the probabilities."
-        " None: four, or none above 300 nodes.",
+        " None: four, or one above 300 nodes.",
     )
     floor: float = option(0.02, "Least misfit of the log-linear network, in log expression.")
     seed: int = option(0, "Of the random numbers; the same seed gives the same fit.")
     progress: bool = option(True, "Show a bar, if it takes more than two seconds.")
+    state: str | Path | None = option(
+        None,
+        "Folder that keeps the draws so far, once a minute. The same call goes on from there, and"
+        " empties it at the end.",
+    )
 
 # %% ../../nbs/network/40_regression.ipynb #849096e2
-SMALL = 300  # nodes up to which there are two chains and a recalibration
+SMALL = 300  # nodes up to which one thread is the fastest, and there are four copies
+MEDIUM = 1000  # nodes up to which there are two chains, which visit all pairs
+
+
+FEW = 1 / 3  # share of nodes that were perturbed, below which the others are followers
+
+
+def _suits_structural(is_target: np.ndarray) -> bool:
+    "Were few of not too many nodes perturbed, one at a time? `is_target` is (R, n)."
+    is_single = (is_target.sum(1) == 1).all()
+    return is_single and is_target.shape[1] <= MEDIUM and is_target.any(0).mean() < FEW
+
+
+class _Plan(NamedTuple):
+    "What is run."
+
+    chains: int
+    copies: int
+    burn: int
+    kind: type
+    is_small: bool
+
+    @classmethod
+    def of(cls, options: FitOptions, table: Table) -> "_Plan":
+        n = table.lfc.shape[1]
+        chains = 1 + (n <= MEDIUM) if options.chains is None else options.chains
+        copies = 1 + 3 * (n <= SMALL) if options.copies is None else options.copies
+        kind = Chain if n <= MEDIUM else CandidateChain
+        if _suits_structural(table.is_target) and StructuralChain.suits(table):
+            kind = StructuralChain
+        return cls(chains, copies, options.draws // 2, kind, n <= SMALL)
+
+    def total(self, draws: int) -> int:
+        "Draws of all chains."
+        return (self.chains + self.copies) * (self.burn + draws)
 
 
 @contextmanager
@@ -100,7 +145,7 @@ def _add_dose_error(table: Table, posterior: Posterior) -> np.ndarray:
 
 # %% ../../nbs/network/40_regression.ipynb #4bf84625
 def _average_density(posterior: Posterior) -> float:
-    return float(np.mean([chain.slab.density[0] for chain in posterior.chains]))
+    return float(np.mean([last.slab.density[0] for last in posterior.chains]))
 
 # %% ../../nbs/network/40_regression.ipynb #2b04b2bc
 def _ordered(options: FitOptions, nodes: np.ndarray) -> FitOptions:
@@ -111,6 +156,34 @@ def _ordered(options: FitOptions, nodes: np.ndarray) -> FitOptions:
     if not isinstance(regulators, str):
         regulators = np.asarray(regulators)[nodes]
     return replace(options, prior=prior, regulators=regulators)
+
+# %% ../../nbs/network/40_regression.ipynb #c4304ed3
+def _kept(options: FitOptions, table: Table, plan: _Plan) -> Kept:
+    "Where the chains of this fit are kept."
+    if options.state is None:
+        return Kept(None, {})
+    described = {
+        name: x
+        for group in (table, table.dose, table.untold)
+        for name, x in group._asdict().items()
+        if isinstance(x, np.ndarray | float)
+    }
+    described |= dict(seed=options.seed, draws=options.draws, kind=plan.kind.__name__)
+    return Kept(options.state, described)
+
+# %% ../../nbs/network/40_regression.ipynb #711cc926
+def _run(options: FitOptions, table: Table) -> tuple[Posterior, np.ndarray, Calibration]:
+    "All chains: the posterior, its recalibrated probabilities, and how they were recalibrated."
+    plan = _Plan.of(options, table)
+    kept = _kept(options, table, plan)
+    bar = partial(Bar, desc="fitting the network", unit="draws", progress=options.progress)
+    with _threads(plan.is_small), bar(total=plan.total(options.draws)) as shown:
+        pace = dict(burn=plan.burn, draws=options.draws, tick=shown.update, kind=plan.kind)
+        run = partial(run_chains, kept=kept, **pace)
+        posterior = run(table, [[options.seed, k] for k in range(plan.chains)])
+        recalibrated = calibrate(table, posterior, run, plan.copies, options.seed)
+    kept.clear()
+    return posterior, *recalibrated
 
 # %% ../../nbs/network/40_regression.ipynb #8490d4c0
 @takes(FitOptions)
@@ -141,17 +214,11 @@ def fit_network(responses: Responses, **options) -> NetworkFit:
     rows, nodes = responses.in_order()
     responses = responses.take(rows, nodes)
     o = _ordered(FitOptions(**options), nodes)
-    table = prepare_table(responses, o.prior, o.strength, o.regulators, o.floor)
-    is_small = table.lfc.shape[1] <= SMALL
-    chains = 1 + is_small if o.chains is None else o.chains
-    copies = 4 * is_small if o.copies is None else o.copies
-    burn = o.draws // 2
-
-    bar = partial(Bar, desc="fitting the network", unit="draws", progress=o.progress)
-    with _threads(is_small), bar(total=(chains + copies) * (burn + o.draws)) as shown:
-        run = partial(run_chains, burn=burn, draws=o.draws, tick=shown.update)
-        posterior = run(table, [[o.seed, k] for k in range(chains)])
-        probability, calibration = calibrate(table, posterior, run, copies, o.seed)
+    regulators = o.regulators
+    if isinstance(regulators, str) and regulators == "auto":
+        regulators = "perturbed" if _suits_structural(responses.is_target) else "all"
+    table = prepare_table(responses, o.prior, o.strength, regulators, o.floor)
+    posterior, probability, calibration = _run(o, table)
 
     std = _add_dose_error(table, posterior)
     place = np.argsort(nodes)

@@ -88,7 +88,8 @@ def _layout(graph: nx.DiGraph, apart: float = 3.0) -> dict:
     lengths = {a: {b: near[a].get(b, apart) for b in graph} for a in graph}
     start = nx.circular_layout(graph)
     places = nx.kamada_kawai_layout(graph, dist=lengths, pos=start)
-    return dict(zip(places, _push_apart(np.array(list(places.values())))))
+    spread = _push_apart(np.array([*places.values()]))
+    return dict(zip(places, spread))
 
 # %% ../../nbs/plots/50_edges.ipynb #94a12da2
 def _push_apart(x: np.ndarray, rounds: int = 200) -> np.ndarray:

@@ -82,7 +82,8 @@ def _centres(graph: nx.Graph, groups: list, inner: list, seed: int) -> np.ndarra
     radii = [np.quantile(np.linalg.norm(x, axis=1), 0.9) + 50 for x in inner]
     discs = np.array(radii)
     between = nx.quotient_graph(graph, [set(genes) for genes in groups], relabel=True)
-    spread = _spring(between, list(range(len(groups))), seed) / 120 * 1.2 * discs.mean()
+    spread = _spring(between, [*range(len(groups))], seed) / 120
+    spread = spread * 1.2 * discs.mean()
     return _push_apart(spread, discs, 300)
 
 # %% ../../nbs/plots/80_explorer.ipynb #dc4490df

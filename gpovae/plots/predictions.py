@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from ..evaluate.effects import effect_table
 from .style import DIVERGING, MANY, PALETTE, finish, own_axis
 
 # %% ../../nbs/plots/30_predictions.ipynb #c3823355
@@ -69,7 +70,7 @@ def predicted_observed(
         The axis that was drawn on.
     """
     ax = own_axis(ax, 4.2, 4)
-    predicted, observed = predicted.align(observed, join="inner")
+    predicted, observed = effect_table(predicted).align(effect_table(observed), join="inner")
     x = observed.to_numpy(float).ravel()
     y = predicted.to_numpy(float).ravel()
     ends = [np.minimum(x, y).min(), np.maximum(x, y).max()]
@@ -103,7 +104,7 @@ def effects(
     Axes
         The axis that was drawn on.
     """
-    predicted, observed = predicted.align(observed, join="inner")
+    predicted, observed = effect_table(predicted).align(effect_table(observed), join="inner")
     rows, columns = _strongest(observed, n_genes)
     ax = own_axis(ax, 8, 1.6 + 0.18 * len(rows))
     _side_by_side(observed.loc[rows, columns], predicted.loc[rows, columns], ax)

@@ -7,6 +7,8 @@ scale and the mean composition of the training cells, and random weights for eve
 __all__ = ['Built', 'build']
 
 # %% ../../nbs/train/10_build.ipynb #192a102c
+import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +17,10 @@ import torch
 
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
-from ..data.blocks import blocks, dense
+from ..data.blocks import as_csr, blocks, dense
 from ..data.minibatch import Cells
-from ..data.responses import Responses
+from ..data.raw_counts import refuse_changed
+from ..data.responses import Responses, not_learnt
 from ..data.screen import Screen
 from ..model.presets import Settings
 from ..model.response_buffers import ResponseBuffers
@@ -32,6 +35,7 @@ def model_responses(screen: Screen, labels: list[str]) -> Responses:
 
     Raises `GpovaeError` for a perturbation whose effects were not measured.
     """
+    _warn_of_unlearnt(screen)
     responses = Responses.read(screen.adata)
     measured = set(responses.perturbations.tolist())
     if lacking := [p for p in labels if p not in measured]:
@@ -43,6 +47,16 @@ def model_responses(screen: Screen, labels: list[str]) -> Responses:
     return responses.select(labels)
 
 # %% ../../nbs/train/10_build.ipynb #b853c797
+def _warn_of_unlearnt(screen: Screen) -> None:
+    if names := not_learnt(screen):
+        warnings.warn(
+            f"No training cell of {len(names)} perturbation(s) passes quality control, or was"
+            f" measured: {', '.join(names)}. They are left out of the model; preparing again with a"
+            " larger n_mads is more lenient.",
+            stacklevel=5,
+        )
+
+# %% ../../nbs/train/10_build.ipynb #201a96ee
 def _buffers(responses: Responses, cells: Cells) -> ResponseBuffers:
     "The table as the model keeps it, with the numbers of training cells."
     is_control = cells.label < 0
@@ -69,7 +83,7 @@ def _is_fitted(settings: Settings) -> bool:
     return settings.accumulation == "effects" and settings.alignment_target == "responses"
 
 # %% ../../nbs/train/10_build.ipynb #fd5329e4
-def _fit(responses, settings, prior, seed, progress):
+def _fit(responses, settings, prior, seed, **how):
     "The fit that the network starts from; None where the objective wants none."
     if not _is_fitted(settings):
         return None
@@ -79,7 +93,7 @@ def _fit(responses, settings, prior, seed, progress):
         strength=prior.strength,
         regulators=settings.regulators,
         seed=seed,
-        progress=progress,
+        **how,
     )
 
 # %% ../../nbs/train/10_build.ipynb #90e0c3b5
@@ -122,13 +136,7 @@ def _counts(screen: Screen, cells: Cells, rows: np.ndarray) -> np.ndarray:
     x = dense(cells.X[rows])
     is_count = (x >= 0) & (x == np.rint(x))
     if not is_count.all():
-        cell, gene = np.argwhere(~is_count)[0]
-        name = screen.adata.obs_names[cells.rows[rows[cell]]]
-        raise GpovaeError(
-            f"The value of gene {screen.genes[gene]!r} in cell {name!r} is {x[cell, gene]:g}, which"
-            " is no count: the counts were changed after they were prepared. Put them back, or run"
-            " gpovae.prepare(adata) again."
-        )
+        refuse_changed(screen, as_csr(x), cells.rows[rows])
     return x
 
 # %% ../../nbs/train/10_build.ipynb #d9a3c806
@@ -240,6 +248,7 @@ def build(
     prior: pd.DataFrame | None = None,
     prior_strength: float = 0.0,
     is_resumed: bool = False,
+    state: str | Path | None = None,
 ) -> Built:
     """A model for this screen, initialised from its training cells.
 
@@ -247,16 +256,14 @@ def build(
     ----------
     screen, settings : Screen, Settings
         Prepared; from `make_settings`.
-    seed : int, default 0
-        Decides the random weights.
-    progress : bool, default False
-        Show progress bars.
+    seed, progress : int, default 0; bool, default False
+        Decides the random weights; show progress bars.
     prior : DataFrame, optional
         Known edges: source, target, sign.
     prior_strength : float, default 0.0
         How many confirmed edges that list is worth before the screen is looked at.
-    is_resumed : bool, default False
-        The weights will come from the state of a training: nothing is fitted.
+    is_resumed, state : bool, default False; str or Path, optional
+        Weights come from a training's state, nothing is fitted; folder of an unfinished fit.
 
     Returns
     -------
@@ -276,6 +283,6 @@ def build(
         vae.grn.edge_logit.requires_grad_(not _is_fitted(settings))
         return Built(vae, cells.labels, cells.batches)
     edges = _network_prior(prior, prior_strength, screen.nodes.index)
-    fit = _fit(responses, settings, edges, seed, progress)
+    fit = _fit(responses, settings, edges, seed, progress=progress, state=state)
     _start(vae, screen, settings, cells, fit, progress=progress)
     return Built(vae, cells.labels, cells.batches)

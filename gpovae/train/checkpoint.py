@@ -59,7 +59,8 @@ def fingerprint(
         )
     )
     described = asdict(settings)
-    del described["max_epochs"]
+    for name in ("max_epochs", "effects_patience"):  # they only say when it ends
+        del described[name]
     described |= dict(seed=seed, screen=data)
     described |= dict(on_disk=isinstance(by_cell(screen.counts), DiskRows))
     since = IN_FILE_ORDER if file_order else SAME_BITS_SINCE
@@ -219,7 +220,7 @@ def _judge(self: Checkpoint) -> bool:
 # %% ../../nbs/train/37_checkpoint.ipynb #4c270fdc
 @patch
 def on_fit_start(self: Checkpoint, trainer, _):
-    trainer.should_stop = self.stopped
+    trainer.should_stop = trainer.should_stop or self.stopped
 
 # %% ../../nbs/train/37_checkpoint.ipynb #18c10740
 def _as_parameter(moment: torch.Tensor, parameter: torch.Tensor, loop) -> torch.Tensor:
@@ -306,7 +307,7 @@ def on_train_epoch_end(self: Checkpoint, trainer, loop):
         self.best = {k: v.detach().cpu().clone() for k, v in weights.items()}
     trainer.should_stop = trainer.should_stop or self.stopped
 
-    is_last = self.stopped or len(self.history) == trainer.max_epochs
+    is_last = trainer.should_stop or len(self.history) == trainer.max_epochs
     is_due = is_last or time.monotonic() >= self.due
     # of an epoch that max_time has cut short, the state is written already
     is_whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch

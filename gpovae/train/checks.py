@@ -40,12 +40,15 @@ def check_perturbations(
         raise GpovaeError(f"unseen={unseen!r} is not possible. Choose 'refuse' or 'network'.")
     if not names:
         raise GpovaeError("predict got an empty list of perturbations.")
-    for name in names:
-        if canonical(name) == CONTROL:
+    # a gene that was perturbed is one, even if it is called CTRL
+    genes = set(trained)
+    known = [canonical(name, genes=genes) for name in names]
+    for name, label in zip(names, known, strict=True):
+        if label == CONTROL:
             raise GpovaeError(f"{name!r} is the control: its effect is zero by definition.")
-        for gene in targets(canonical(name)):
+        for gene in targets(label):
             _check_gene(gene, trained, in_screen, unseen)
-    return [canonical(name) for name in names]
+    return known
 
 # %% ../../nbs/train/45_checks.ipynb #e57078be
 def _check_gene(gene, trained, in_screen, unseen) -> None:
@@ -59,7 +62,7 @@ def _check_gene(gene, trained, in_screen, unseen) -> None:
         )
     raise GpovaeError(
         f"{reason}. {nearest(gene, sorted(trained))} Or ask for what the network says, and how much"
-        " it knows: predict(..., unseen='network')."
+        " it knows: unseen='network'."
     )
 
 # %% ../../nbs/train/45_checks.ipynb #00b1c43c

@@ -21,6 +21,7 @@ from lightning_fabric.utilities import move_data_to_device
 from ..core.errors import GpovaeError
 from ..data.minibatch import Cells, Loader
 from .step import TrainingLoop
+from .threads import Threads
 
 # %% ../../nbs/train/35_cost.ipynb #51fb33aa
 class Cost(NamedTuple):
@@ -42,16 +43,20 @@ class Cost(NamedTuple):
     memory: int
 
 # %% ../../nbs/train/35_cost.ipynb #56581a88
-def _step_seconds(trial: TrainingLoop, loader: Loader, finish: Callable[[], None]) -> float:
+def _step_seconds(
+    trial: TrainingLoop, loader: Loader, threads: Threads, finish: Callable[[], None]
+) -> float:
     "The fastest of two or three training steps."
     start = time.perf_counter()
     seconds = []
     adam = trial.configure_optimizers()
     for batch in islice(loader, 3):
+        threads.begin()
         trial.training_step(move_data_to_device(batch, trial.device), 0).backward()
         adam.step()
         adam.zero_grad()
         finish()
+        threads.end()
         seconds.append(time.perf_counter() - start - sum(seconds))
         if sum(seconds) > 2 and len(seconds) > 1:
             break
@@ -79,7 +84,13 @@ def _peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 # %% ../../nbs/train/35_cost.ipynb #ba87364b
-def cost(loop: TrainingLoop, loaders: list[Loader], held_out: Cells, device: torch.device) -> Cost:
+def cost(
+    loop: TrainingLoop,
+    loaders: list[Loader],
+    held_out: Cells,
+    device: torch.device,
+    threads: Threads,
+) -> Cost:
     """What an epoch takes, measured on a copy of the model.
 
     Parameters
@@ -93,6 +104,8 @@ def cost(loop: TrainingLoop, loaders: list[Loader], held_out: Cells, device: tor
         Validation cells.
     device : torch.device
         That will compute.
+    threads : Threads
+        Of a step, different numbers of which are tried.
 
     Returns
     -------
@@ -107,7 +120,7 @@ def cost(loop: TrainingLoop, loaders: list[Loader], held_out: Cells, device: tor
             torch.cuda.synchronize()
 
     train, validation = loaders
-    step = _step_seconds(trial, train, finish)
+    step = _step_seconds(trial, train, threads, finish)
     held_out_step = _validation_seconds(trial, validation, finish)
     seconds = len(train) * step + len(validation) * held_out_step
     return Cost(len(train), seconds, _peak_memory(device))

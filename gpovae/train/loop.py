@@ -26,6 +26,7 @@ from ..core.errors import GpovaeError
 from ..core.options import takes
 from ..data.minibatch import Cells, Loader
 from ..data.screen import Screen
+from ..data.stream import DiskRows, n_windows
 from ..model.fused import use_compiled
 from ..model.presets import Settings
 from ..model.vae import VAE
@@ -33,12 +34,15 @@ from .checkpoint import Checkpoint, ends_after_a_step, fingerprint, is_in_file_o
 from .cost import announce, cost, in_bf16, in_seconds
 from .distributed import Group, group
 from .options import TrainOptions
+from .plateau import Plateau
 from .step import Progress, TrainingLoop
+from .threads import Threads, using_threads
 
 # %% ../../nbs/train/40_loop.ipynb #3ce3d588
 ENDS = dict(
     max_epochs="all were run",
     patience="as the held-out criterion improved no more",
+    effects="as the predicted effects improved no more",
     max_time="as max_time was reached",
     interrupt="as it was interrupted",
 )
@@ -51,6 +55,16 @@ def summary(history: pd.DataFrame, ended: str) -> str:
     return f"{epochs}, {ENDS[ended]}; kept are the weights of epoch {best}"
 
 # %% ../../nbs/train/40_loop.ipynb #62ea0e09
+def _note_order(cells: Cells) -> None:
+    "The same seed draws other batches where only a part of the cells is in memory at once."
+    if isinstance(cells.X, DiskRows) and (parts := n_windows(cells.X)) > 1:
+        warnings.warn(
+            f"Counts are read from disk, and mixed in {parts} parts: another order of cells than"
+            " in memory, so that the same seed gives other weights, as another seed would.",
+            stacklevel=2,
+        )
+
+
 def _loaders(cells: list[Cells], settings: Settings, seed: int, processes: Group) -> list[Loader]:
     "Of training cells, in random order, and of validation cells."
     train, validation = cells
@@ -98,6 +112,8 @@ class _Training(NamedTuple):
     cells: list[Cells]  # of training and of validation
     loaders: list[Loader]
     checkpoint: Checkpoint
+    threads: Threads
+    plateau: Plateau
     timer: list[Timer]  # one, or none without a limit
     trainer: pl.Trainer
     loop: TrainingLoop
@@ -110,11 +126,16 @@ class _Training(NamedTuple):
 # %% ../../nbs/train/40_loop.ipynb #6c28f3f8
 def _set_up(vae, cells, settings, options: TrainOptions, *, start, directory, progress):
     processes = group(options.devices, options.strategy)
+    if processes.rank == 0:
+        _note_order(cells[0])
     loaders = _loaders(cells, settings, options.seed, processes)
     checkpoint = Checkpoint(loaders[0], settings.patience, directory)
     timer = _timer(in_seconds(options.max_time), start)
 
-    callbacks = [*timer, checkpoint]  # which writes the state when time is over
+    threads = Threads(torch.get_num_threads(), len(cells[0].screen.genes), options.threads)
+    plateau = Plateau(settings.effects_patience, cells[1], options.seed)
+    # the checkpoint writes the state where one of the others ends the training
+    callbacks = [*timer, threads, plateau, checkpoint]
     if progress and processes.rank == 0:
         callbacks.append(Progress())
     trainer = _trainer(
@@ -129,7 +150,9 @@ def _set_up(vae, cells, settings, options: TrainOptions, *, start, directory, pr
     bf16 = in_bf16(options.precision, device)
     loop = TrainingLoop(vae, settings, options.seed, cells[1], bf16)
     compiled = device.type == "cuda" if options.compile == "auto" else options.compile
-    return _Training(processes, cells, loaders, checkpoint, timer, trainer, loop, compiled)
+    return _Training(
+        processes, cells, loaders, checkpoint, threads, plateau, timer, trainer, loop, compiled
+    )
 
 # %% ../../nbs/train/40_loop.ipynb #8c9c518d
 def _resume(training: _Training, others: dict) -> None:
@@ -150,16 +173,14 @@ def _resume(training: _Training, others: dict) -> None:
 
 # %% ../../nbs/train/40_loop.ipynb #61ec7af5
 @contextmanager
-def _quiet_and_exact(n_genes: int):
-    "Lightning without its remarks, one thread for small products; puts back what it changes."
+def _quiet_and_exact():
+    "Lightning without its remarks; puts back what it changes."
     logs = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels = [log.level for log in logs]
-    threads = torch.get_num_threads()
     exact = torch.are_deterministic_algorithms_enabled()
 
     for log in logs:
         log.setLevel(logging.WARNING)
-    torch.set_num_threads(1 if n_genes < 2000 else threads)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
@@ -167,7 +188,6 @@ def _quiet_and_exact(n_genes: int):
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
-        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(exact)
 
 # %% ../../nbs/train/40_loop.ipynb #abf4d810
@@ -185,7 +205,7 @@ def _announce(training: _Training, limit: float | None) -> None:
     loop, processes = training.loop, training.processes
     # loaders of its own: measuring changes the order of the cells
     trial = _loaders(training.cells, loop.settings, loop.seed, processes)
-    measured = cost(loop, trial, training.cells[1], training.device)
+    measured = cost(loop, trial, training.cells[1], training.device, training.threads)
     remaining = training.trainer.max_epochs - len(loop.history)
     line = announce(measured, remaining, limit, processes.world)
     if processes.rank > 0:
@@ -210,6 +230,8 @@ def _run(training: _Training) -> str:
         return "interrupt"
     if checkpoint.stopped:
         return "patience"
+    if training.plateau.reached:
+        return "effects"
     if any(timer.time_remaining() <= 0 for timer in training.timer):
         return "max_time"
     return "max_epochs"
@@ -256,7 +278,7 @@ def fit(
     if options.max_epochs is not None and options.max_epochs < 1:
         raise GpovaeError(f"max_epochs is {options.max_epochs}; at least one epoch is needed.")
     start = time.monotonic() if started is None else started
-    with _quiet_and_exact(len(screen.genes)):
+    with using_threads(options.threads), _quiet_and_exact():
         order = dict(seed=options.seed, file_order=is_in_file_order(directory))
         cells = _split_cells(screen, settings, labels, batches, **order)
         shown = dict(directory=directory, progress=progress)

@@ -51,6 +51,9 @@ class TrainOptions:
     strategy: Literal["auto", "ddp"] = option(
         "auto", "ddp is how several processes share a batch; under Slurm it must be given."
     )
+    threads: int | None = option(
+        None, "Threads of each process; None: as many as a step is measured to gain from."
+    )
     prior: "pd.DataFrame | str | Path | None" = option(
         None,
         "Known edges: a table with source, target and, if known, sign, or a file of any list that"

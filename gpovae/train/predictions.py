@@ -33,7 +33,7 @@ from ..network.edges import edge_table, with_evidence
 from ..network.explain import Explanation
 from ..network.prior import prior_matrix, read_prior
 from ..network.stability import stability
-from .run import ResidualCorrection, Run, cells_identity
+from .run import ResidualCorrection, Run, cells_identity, is_other_screen
 
 # %% ../../nbs/train/60_predictions.ipynb #6cf19e3a
 def _spread_between(run: Run) -> np.ndarray:
@@ -224,7 +224,7 @@ def _edge_stability(run: Run, edges: pd.DataFrame, refits: int, progress: bool) 
 # %% ../../nbs/train/60_predictions.ipynb #5a990b2f
 def check_source(run: Run, perturbation: str) -> None:
     "Raise `GpovaeError` for targets whose edges are not known."
-    for gene in targets(canonical(perturbation)):
+    for gene in targets(canonical(perturbation, genes=run.trained_genes)):
         if gene in run.nodes.index and not run.nodes.perturbed[gene]:
             raise GpovaeError(
                 f"{gene!r} was never perturbed in training cells, so its edges are not known."
@@ -299,6 +299,13 @@ def check_split(run: Run, screen: Screen) -> None:
             " cells may be among the test cells. Load it with the screen it was trained on, or"
             " score it with gpovae.evaluate.score."
         )
+    if is_other_screen(run, screen):
+        warnings.warn(
+            "These cells have the names and the split of those that the model was trained on, and"
+            " other labels, counts, genes or batches: the screen was prepared anew since. Scores on"
+            " them are not those of the training's screen.",
+            stacklevel=4,
+        )
 
 # %% ../../nbs/train/60_predictions.ipynb #b50860a2
 def tested_perturbations(run: Run, screen: Screen) -> tuple[list[str], list[str]]:
@@ -316,7 +323,8 @@ def tested_perturbations(run: Run, screen: Screen) -> tuple[list[str], list[str]
 def known_cells(run: Run, adata: ad.AnnData, split: str | None = None) -> tuple[np.ndarray, Cells]:
     "Which cells are controls or of trained perturbations, and those of a split among them."
     is_known = np.isin(Screen(adata).labels, [*run.labels, CONTROL])
-    return is_known, Cells(Screen(adata[is_known]), split, run.labels, run.batches)
+    known = adata if is_known.all() else adata[is_known]
+    return is_known, Cells(Screen(known), split, run.labels, run.batches)
 
 # %% ../../nbs/train/60_predictions.ipynb #edbc7731
 def _bound(vae: VAE, batch: Batch, label: torch.Tensor, n_particles: int, seed: int) -> np.ndarray:

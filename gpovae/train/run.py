@@ -10,6 +10,7 @@ __all__ = []
 import hashlib
 import json
 import platform
+import warnings
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,16 +26,18 @@ from safetensors.torch import load_file, save_file
 
 from .. import __version__
 from ..core.errors import GpovaeError
+from ..core.memory import free_memory
 from ..core.provenance import complete
-from ..data.files import read_screen
 from ..data.labels import targets
 from ..data.screen import Screen
+from ..data.unchanged import stamp, warn_of_changes
 from ..model.prediction import Context, control_context
 from ..model.presets import Settings, make_settings, translate_settings
 from ..model.response_buffers import ResponseBuffers
 from ..model.vae import VAE
 from .build import Built, assemble
 from .checkpoint import STATE
+from .memory import choose, evaluating, placed, sizes
 
 # %% ../../nbs/train/50_run.ipynb #e2eb2a96
 class ResidualCorrection(NamedTuple):
@@ -102,6 +105,11 @@ def residual_of(self: Run, perturbation: str) -> np.ndarray:
     return sum(specific, self.residual.common)
 
 # %% ../../nbs/train/50_run.ipynb #ece90dff
+def is_other_screen(run: Run, screen: Screen) -> bool:
+    "Has a screen other labels, counts, genes or batches than the one a model was trained on?"
+    return bool(run.screen and screen.identity) and run.screen != screen.identity
+
+
 def new_run(screen: Screen, built: Built, history: pd.DataFrame, **decided) -> Run:
     """The run of a trained model, without a residual correction.
 
@@ -131,6 +139,7 @@ def new_run(screen: Screen, built: Built, history: pd.DataFrame, **decided) -> R
 # %% ../../nbs/train/50_run.ipynb #8ee32123
 FORMAT = 5  # of the folder; when it changes, `MIGRATIONS` gets a function
 SETTINGS, WEIGHTS, HISTORY = "settings.json", "model.safetensors", "history.csv"
+COMPLETE = ("max_epochs", "patience", "effects")  # trainings that ended by themselves
 
 
 class RunFolder:
@@ -341,7 +350,7 @@ def write(self: RunFolder, run: Run, data: str | Path | None = None) -> Path:
         files = {name: file_hash(temporary / name) for name in (WEIGHTS, HISTORY)}
         s = _described(run) | dict(files=files)
         (temporary / SETTINGS).write_text(json.dumps(s | dict(checksum=checksum(s)), indent=1))
-    if run.ended["by"] in ("max_epochs", "patience"):
+    if run.ended["by"] in COMPLETE:
         self.state.unlink(missing_ok=True)  # nothing is left to go on with
     return self.path
 
@@ -425,7 +434,7 @@ def _finished(folder: RunFolder) -> dict | None:
         epochs = len(pd.read_csv(folder.path / HISTORY))
     except (GpovaeError, OSError, ValueError, KeyError, TypeError):
         return None
-    return s | dict(epochs=epochs) if ended in ("max_epochs", "patience") else None
+    return s | dict(epochs=epochs) if ended in COMPLETE else None
 
 # %% ../../nbs/train/50_run.ipynb #51c133d1
 @patch
@@ -439,8 +448,10 @@ def differences(self: RunFolder, requested: dict) -> list[str] | None:
     if stored is None:
         return None
     epochs, allowed = stored["epochs"], requested["max_epochs"]
-    ended_early = stored["ended"]["by"] == "patience" and epochs <= allowed
+    ended_early = stored["ended"]["by"] in COMPLETE[1:] and epochs <= allowed
     stored = stored | stored["settings"] | dict(max_epochs=allowed if ended_early else epochs)
+    # before 0.5.0 there was no such rule
+    stored.setdefault("effects_patience", requested.get("effects_patience"))
 
     different = []
     for name, value in requested.items():
@@ -451,12 +462,20 @@ def differences(self: RunFolder, requested: dict) -> list[str] | None:
     return different
 
 # %% ../../nbs/train/50_run.ipynb #5ed547d0
-def recorded_screen(path: str | None) -> ad.AnnData | None:
-    "The screen that a run was trained on, if it is still there."
+def recorded_screen(path: str | None, settings: Settings) -> ad.AnnData | None:
+    "The screen that a run was trained on, if it is still there; in memory where there is room."
     if not path or not Path(path).exists():
         return None
+    needs = evaluating(_read_recorded(sizes, Path(path)), settings)
+    choice = choose("evaluation", needs, free_memory())
+    if choice.on_disk:
+        warnings.warn(choice.line, stacklevel=3)
+    return _read_recorded(placed, Path(path), choice)
+
+
+def _read_recorded(function, *arguments):
     try:
-        return read_screen(path)
+        return function(*arguments)
     except GpovaeError as e:
         raise GpovaeError(
             f"The screen that this run was trained on cannot be read: {e} Restore it, or leave it"
@@ -484,4 +503,9 @@ def with_genes(adata: ad.AnnData, genes: list[str]) -> ad.AnnData:
             f"The screen lacks {len(missing)} gene(s) of the model ({_head(missing, 5)}{dots})."
             " Load it with the screen that it was trained on."
         )
-    return adata if list(held) == genes else adata[:, held.get_indexer(genes)].copy()
+    if list(held) == genes:
+        return adata
+    warn_of_changes(adata, stacklevel=3)  # after the cut nobody can tell
+    cut = adata[:, held.get_indexer(genes)].copy()
+    stamp(Screen(cut))
+    return cut

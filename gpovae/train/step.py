@@ -189,21 +189,25 @@ def configure_optimizers(self: TrainingLoop):
 
 # %% ../../nbs/train/33_step.ipynb #7c8e4c28
 class Progress(Callback):
-    "A progress bar over epochs."
+    "A progress bar over steps, with the losses of the last epoch."
 
     def on_train_start(self, trainer, loop):
+        within = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         self.bar = Bar(
-            total=trainer.max_epochs,
-            initial=len(loop.history),
+            total=trainer.max_epochs * trainer.num_training_batches,
+            initial=len(loop.history) * trainer.num_training_batches + within,
             desc="training",
-            unit="epochs",
+            unit="steps",
             mininterval=0.5,
         )
 
+    def on_train_batch_end(self, *_):
+        self.bar.update()
+
     def on_train_epoch_end(self, trainer, loop):
         row = loop.history[-1]
-        self.bar.set_postfix({k: f"{row[f'{k}_loss']:.2f}" for k in ("train", "validation")})
-        self.bar.update()
+        losses = {k: f"{row[f'{k}_loss']:.2f}" for k in ("train", "validation")}
+        self.bar.set_postfix(dict(epoch=row["epoch"]) | losses)
 
     def on_train_end(self, *_):
         self.bar.close()

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -283,8 +282,7 @@ def test_the_place_of_the_screen_may_change(run, tmp_path):
 def test_genes_in_another_order_and_missing_ones(hostile, run):
     model = GPOVAE.load(run)
     turned = model.adata[:, np.random.default_rng(0).permutation(model.adata.n_vars)].copy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning, match="prepared: the order of the genes"):
         again = GPOVAE.load(run, turned)
     other = model.adata.copy()
     other.obs[Key.split] = other.obs[Key.split].to_numpy()[::-1]

@@ -33,8 +33,7 @@ def differences_of_function(options, function):
 
 def differences_of_command(options, command):
     "Likewise, options of a command; what an option gives when it is left out."
-    with click.Context(command) as context:
-        text = " ".join(command.get_help(context).split())
+    with command.context_class(command) as context:
         of = {p.name: p for p in command.params if isinstance(p, click.Option)}
         for f in fields(options):
             sentence = f.metadata["help"].split("; None: ")[0].rstrip(".")
@@ -46,7 +45,7 @@ def differences_of_command(options, command):
             value = of[f.name].process_value(context, value)
             if value != f.default:
                 yield f.name, f"{value} is another default"
-            elif words[1:] not in text.replace("- ", "-"):
+            elif words[1:] not in " ".join(of[f.name].help.split()):
                 yield f.name, "not in the help"
 
 
@@ -119,7 +118,7 @@ def test_options_of_0_1_0_are_there():
         "demo": "dataset out max-epochs seed quiet",
         "datasets": "quiet",
     }
-    assert set(listed) == set(main.commands)
+    assert set(listed) <= set(main.commands)
     for name, words in listed.items():
         params = [p for p in main.commands[name].params if isinstance(p, click.Option)]
         options = {o for p in params for o in (*p.opts, *p.secondary_opts)}

@@ -13,7 +13,7 @@ def test_chapter(path):
 
 
 def test_comparison_can_fail(monkeypatch):
-    "Numbers count, wherever they stand; durations and addresses do not."
+    "Numbers count, wherever they stand; durations, addresses and versions do not."
     import nbformat.v4 as v4
 
     monkeypatch.setattr(book, "real_data", lambda: True)
@@ -27,9 +27,11 @@ def test_comparison_can_fail(monkeypatch):
             ]
         )
 
-    stored = notebook("r = 0.52 in 3.1 s <f at 0x7f01>, 1,200 cells")
+    stored = notebook("r = 0.52 in 3.1 s <f at 0x7f01>, 1,200 cells, torch 2.13.0+cpu")
     assert book.numbers(stored.cells[0]) == [0.52, 1, 200]
-    assert not book.differences(stored, notebook("r = 0.525 in 9 s <f at 0x99>, 1,200 cells"))
+    assert not book.differences(
+        stored, notebook("r = 0.525 in 9 s <f at 0x99>, 1,200 cells, 2.14.1")
+    )
     assert book.differences(
         stored, notebook("r = 0.60 in 3.1 s, 1,200 cells")
     ) and book.differences(stored, notebook("r = 0.52"))

@@ -280,7 +280,8 @@ def test_start_is_quick(command, most):
 
 def test_imports_are_declared():
     "What the package and its reports import is among the requirements."
-    of_a_user = ["requirements", "excel_requirements", "r_requirements"]
+    of_a_user = [k for k in settings if k.endswith("requirements")]
+    of_a_user = [k for k in of_a_user if k not in ("dev_requirements", "docs_requirements")]
     wanted = " ".join(settings[k] for k in of_a_user).split()
     declared = {canonicalize_name(Requirement(r).name) for r in wanted}
     of = packages_distributions()

@@ -20,6 +20,7 @@ from gpovae.data import blocks, files, matching, pipeline, prepare, rank_sum, re
 FOLDER = Path(sys.argv[1])
 SIZES, GENES = json.loads(sys.argv[2])
 CASES, STEPS = map(json.loads, sys.argv[3:])
+prepare._WORTH = 0  # results are written after every step
 
 # where a case stops: the module, its function, and which call of it
 PLACES = dict(

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from gpovae.data import datasets
+from gpovae.data.doublets import find_doublets
 from gpovae.data.order import hashed_order
 from gpovae.data.prepare import prepare
-from gpovae.data.quality import find_doublets
 from gpovae.data.register import register
 from gpovae.data.responses import Responses
 from gpovae.data.screen import Key, Screen
@@ -110,7 +110,7 @@ def test_names_decide_the_split(raw):
 def test_doublets_in_several_groups(raw, monkeypatch):
     "Who is looked at together does not follow the file; dense counts as sparse ones."
     register(raw, "gene", "non-targeting")
-    monkeypatch.setattr("gpovae.data.quality._MOST_CELLS", 300)
+    monkeypatch.setattr("gpovae.data.doublets._MOST_CELLS", 300)
     dense = raw.copy()
     dense.X = dense.X.toarray()
     other = shuffled(dense)
@@ -121,7 +121,7 @@ def test_doublets_in_several_groups(raw, monkeypatch):
         total = np.asarray(counts[:, :9].sum(1)).ravel()
         return total > np.median(total)
 
-    monkeypatch.setattr("gpovae.data.quality._scrublet", high_counts)
+    monkeypatch.setattr("gpovae.data.doublets._scrublet", high_counts)
     called = pd.Series(find_doublets(Screen(raw)), raw.obs_names)
     assert len(groups) == 3 and 0 < called.mean() < 1
     there = pd.Series(find_doublets(Screen(other)), other.obs_names)

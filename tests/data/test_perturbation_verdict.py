@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import gpovae.data.energy as module
+import gpovae.data.verdict as verdict_module
 from gpovae.core.errors import GpovaeError
 from gpovae.data.energy import (
     Comparison,
@@ -15,6 +16,7 @@ from gpovae.data.energy import (
     energy_distance,
     energy_test,
     own_genes,
+    permuted,
     samples,
 )
 from gpovae.data.files import open_screen
@@ -397,3 +399,27 @@ def test_own_target_of_nothing_measured():
         and t.responders["A"] == 1
         and 0 < t.chance["A"] < 1e-3
     )
+
+
+def test_cube_roots_of_far_genes_alone_give_the_same_statistics():
+    "Response and excess of sums, many and few genes, some of them very skewed."
+    rng = np.random.default_rng(0)
+    for genes in (3, 400):
+        skewness = rng.normal(0, 1, genes) * rng.choice([0, 0.01, 0.3, 2], genes)
+        z = rng.normal(0, 0.4 if genes == 3 else 1.5, (50, genes)).astype(np.float32)
+        response, excess = verdict_module.far_scores(z, skewness)
+        score = np.abs(verdict_module.normal_score(z.astype(float), skewness))
+        np.testing.assert_allclose(response, score.max(1), rtol=1e-12)
+        wanted = (np.maximum(score - 2, 0) ** 2).sum(1)
+        np.testing.assert_allclose(excess, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_permutations_in_blocks_are_those_of_one_draw():
+    group = np.r_[np.ones(9, int), np.zeros(21, int)]
+    stratum = np.random.default_rng(1).integers(0, 3, 30)
+    blocks = list(permuted(group, stratum, 599, np.random.default_rng(2)))
+    assert [len(block) for block in blocks] == [250, 250, 100]
+    shuffled = np.argsort(stratum + np.random.default_rng(2).random((599, 30)), axis=1)
+    wanted = np.empty((599, 30), int)
+    np.put_along_axis(wanted, shuffled, group[np.argsort(stratum, kind="stable")][None], axis=1)
+    np.testing.assert_array_equal(np.concatenate(blocks), np.r_[group[None], wanted])

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 
 from gpovae.core.errors import GpovaeError
-from gpovae.data import quality
+from gpovae.data import doublets
 from gpovae.data.expression import log_normalised
 from gpovae.data.files import open_screen
 from gpovae.data.matching import effective_number, plan
@@ -170,7 +170,7 @@ BAD = {
     ),
     "key": (screen, dict(perturbation_key="guide"), r"no column 'guide'"),
     "batch key": (screen, dict(batch_key="lane"), r"batch_key 'lane' not found"),
-    "layer": (screen, dict(layer="raw"), r"layer 'raw' not found"),
+    "layer": (screen, dict(layer="raw"), r"raw.X of a file"),
     "size factor": (screen, dict(size_factor_exclude=["XYZ"]), r"'XYZ', which is not a gene"),
     "n_mads": (screen, dict(n_mads=-1), r"n_mads is -1"),
     "fractions": (screen, dict(fractions=(0.5, 0.5, 0.5)), r"fractions \(0.5, 0.5, 0.5\)"),
@@ -527,12 +527,12 @@ def test_tap_seq_enhancer_makes_the_globins_nodes(monkeypatch):
 
 def test_a_doublet_threshold_that_calls_most_cells_is_refused(monkeypatch):
     "Scrublet's automatic threshold can fall below all scores, so that no control would be left."
-    scrublet = quality.sc.pp.scrublet
+    scrublet = doublets.sc.pp.scrublet
 
     def with_low_threshold(*args, **options):
         scrublet(*args, **options | dict(threshold=0.0))
 
-    monkeypatch.setattr(quality.sc.pp, "scrublet", with_low_threshold)
+    monkeypatch.setattr(doublets.sc.pp, "scrublet", with_low_threshold)
     adata = simulated(n_cells=1000, n_genes=100, seed=4)
     register(adata, "gene", "non-targeting")
     with pytest.warns(UserWarning, match="calls .* of the cells doublets"):
@@ -610,16 +610,16 @@ def test_cells_excluded_by_causalbench_are_not_a_perturbation():
             lambda g: f"{g}_sg1",
             "non-targeting",
             (
-                r"3 of them look like guides \((\w+)_sg1 of \1\): name the column with their genes"
-                r" as perturbation_key"
+                r"3 label\(s\) are not the name of a measured gene, and are read as what they seem"
+                r" to name: (\w+)_sg1 as \1,.*guide_key='gene'"
             ),
         ),
         (
             lambda g: "TAL1_MYC" if g == "TAL1" else g,
             "non-targeting",
             (
-                r"1 of them look like combinations, which are written with a plus: TAL1\+MYC, not"
-                r" TAL1_MYC"
+                r"1 label\(s\) are not the name of a measured gene, and are read as what they seem"
+                r" to name: TAL1_MYC as MYC\+TAL1"
             ),
         ),
         (

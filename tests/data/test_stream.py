@@ -4,9 +4,11 @@ Every cell comes once, in an order that the seed decides and no thread can chang
 in memory, with memory that does not follow the cells.
 """
 
+import re
 import shutil
 import time
 import tracemalloc
+import warnings
 from types import SimpleNamespace
 
 import anndata as ad
@@ -25,8 +27,9 @@ import gpovae.train.build
 from gpovae import GPOVAE, datasets, prepare
 from gpovae.app.cli import main
 from gpovae.core.errors import GpovaeError
+from gpovae.core.memory import Free
 from gpovae.data import stream
-from gpovae.data.files import open_screen, write_screen
+from gpovae.data.files import open_screen, read_screen, write_screen
 from gpovae.data.minibatch import Batch, Cells
 from gpovae.data.reorder import Source
 from gpovae.data.screen import Key, Screen
@@ -34,6 +37,7 @@ from gpovae.data.stream import DiskRows, ahead, dense_pieces, windows
 from gpovae.model.presets import make_settings
 from gpovae.train.build import build
 from gpovae.train.loop import fit
+from gpovae.train.memory import SHARE, Needs, choose, evaluating, sizes, training
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("stream")]
 
@@ -248,6 +252,27 @@ def test_training_is_the_same_in_one_window(memory, disk, monkeypatch):
     b, other = run(disk)
     pd.testing.assert_frame_equal(a, b, rtol=1e-6)
     np.testing.assert_allclose(one.predict().X, other.predict().X, rtol=1e-5, atol=1e-6)
+
+
+SMALL = dict(latent=4, basal=(16, 1), embedding=(16, 2), decoder=(16, 2))
+
+
+@pytest.mark.parametrize("window", [2**14, 2**23])
+def test_a_backed_screen_gives_the_same_effects_or_says_so(path, monkeypatch, window):
+    monkeypatch.setattr(stream, "WINDOW", window)
+
+    def effects(adata):
+        model = GPOVAE(adata, **SMALL)
+        model.train(max_epochs=1, progress=False)
+        return model.predict().X
+
+    in_memory = effects(ad.read_h5ad(path))
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        backed = effects(ad.read_h5ad(path, backed="r"))
+    said = any("another order of cells than in memory" in str(n.message) for n in notes)
+    assert said != np.array_equal(in_memory, backed)
+    assert said == (window == 2**14)
 
 
 def perturbations_in_a_batch(loader):
@@ -471,20 +496,39 @@ def test_the_published_objective_needs_memory(disk):
             Cells(disk, "train", **wanted)
 
 
+LITTLE, ENOUGH, MUCH = "little", "for the disk", "much"
+
+
+@pytest.fixture
+def free(path, monkeypatch):
+    "Says what is free; a window is so small that a training from disk takes less."
+
+    def says(amount):
+        monkeypatch.setattr(stream, "WINDOW", 1)
+        needs = training(sizes(path), make_settings())
+        assert needs.on_disk < needs.in_memory
+        amounts = {LITTLE: 1000, ENOUGH: int(needs.on_disk / SHARE) + 1, MUCH: 2**40}
+        available = amounts[amount]
+        monkeypatch.setattr(
+            psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=available)
+        )
+        return path
+
+    return says
+
+
 @pytest.mark.parametrize(
-    "available, options, expected",
+    "amount, options, expected",
     [
-        (2**40, [], "read into memory"),
-        (1000, [], "stay on disk"),
-        (2**40, ["--on-disk"], "stay on disk"),
-        (1000, ["--in-memory"], "read into memory"),
-        (1000, ["--preset", "paper"], "read into memory"),
+        (MUCH, [], "are read into memory"),
+        (ENOUGH, [], "stay on disk"),
+        (MUCH, ["--on-disk"], "stay on disk"),
+        (LITTLE, ["--on-disk"], "stay on disk"),
+        (LITTLE, ["--in-memory"], "are read into memory"),
     ],
 )
-def test_where_the_counts_lie(path, tmp_path, monkeypatch, available, options, expected):
-    monkeypatch.setattr(
-        psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=available)
-    )
+def test_where_the_counts_lie(tmp_path, monkeypatch, free, amount, options, expected):
+    path = free(amount)
     seen = []
 
     def train(self, **_):
@@ -495,10 +539,65 @@ def test_where_the_counts_lie(path, tmp_path, monkeypatch, available, options, e
     result = CliRunner().invoke(
         main, ["train", str(path), "--out", str(tmp_path / "run"), *options]
     )
-    assert f"Counts {'are ' if 'read' in expected else ''}{expected}" in result.output, (
-        result.output
-    )
+    assert f"Counts {expected}" in result.output, result.output
     assert seen == [expected == "stay on disk"]
+
+
+@pytest.mark.parametrize(
+    "amount, options, needs",
+    [
+        (LITTLE, [], r"MiB in memory, \d+ MiB on disk"),
+        (LITTLE, ["--preset", "paper"], r"MiB in memory, and"),
+    ],
+)
+def test_what_exceeds_the_memory_is_refused(path, tmp_path, free, amount, options, needs):
+    free(amount)
+    result = CliRunner().invoke(
+        main, ["train", str(path), "--out", str(tmp_path / "run"), *options]
+    )
+    assert result.exit_code == 2 and re.search(needs, result.output)
+    for words in ("free by the machine", "70%", "--on-disk", "GPOVAE_MEMORY=16G"):
+        assert words in result.output
+    assert not (tmp_path / "run/settings.json").exists()
+
+
+def test_what_the_user_asks_for_is_done_with_a_note():
+    needs, little = Needs(3e9, 2e9), Free(1, "the machine")
+    for on_disk in (True, False):
+        choice = choose("training", needs, little, on_disk)
+        assert choice.on_disk == on_disk and "It may be killed" in choice.too_much
+    # neither place is better by being larger
+    assert not choose(
+        "training", Needs(2e9, 3e9), Free(int(2e9 / SHARE) + 1, "the machine")
+    ).on_disk
+
+
+def test_what_the_user_allows_may_be_used(path, tmp_path, monkeypatch, free):
+    free(LITTLE)
+    monkeypatch.setenv("GPOVAE_MEMORY", "1T")
+    options = ["--max-epochs", "1", "--set", "particles=1"]
+    result = CliRunner().invoke(
+        main, ["train", str(path), "--out", str(tmp_path / "run"), *options]
+    )
+    assert result.exit_code == 0 and "1024 GiB free by GPOVAE_MEMORY" in result.output
+
+
+def test_a_run_is_loaded_where_there_is_room(path, tmp_path, free):
+    model = GPOVAE(read_screen(path))
+    model.train(max_epochs=1, progress=False)
+    model.save(tmp_path, data=path)
+    free(MUCH)
+    expected = GPOVAE.load(tmp_path).evaluate(thorough=False)
+    free(LITTLE)
+    with pytest.raises(GpovaeError, match="Evaluation takes about .* in memory, .* on disk"):
+        GPOVAE.load(tmp_path)
+    needs = evaluating(sizes(path), make_settings())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPOVAE_MEMORY", str(int(needs.on_disk / SHARE) + 1))
+        with pytest.warns(UserWarning, match="Counts stay on disk"):
+            model = GPOVAE.load(tmp_path)
+    assert isinstance(model.adata.X, ad.abc.CSRDataset)
+    assert model.evaluate(thorough=False).to_json() == expected.to_json()
 
 
 def test_train_on_disk_from_the_shell(path, tmp_path):

@@ -128,7 +128,8 @@ def test_order_of_columns_does_not_matter(small):
 
 
 def test_small_panels():
-    real = pd.DataFrame(np.random.default_rng(0).normal(size=(3, 12)), index=list("abc"))
+    values = np.random.default_rng(0).normal(size=(3, 12))
+    real = pd.DataFrame(values, index=list("abc"), columns=list("ABCDEFGHIJKL"))
     out = scores(real, real)
     assert (
         out["jaccard_20"] is None

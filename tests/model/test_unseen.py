@@ -148,8 +148,8 @@ def test_unknown_gene(model):
 def test_prior_needs_a_network(model, held, right):
     with pytest.raises(GpovaeError, match="add unseen='network'"):
         model.predict(held[:1], prior=right)
-    with pytest.raises(GpovaeError, match="no column 'source'"):
-        quiet(model, held[:1], prior=right.rename(columns=dict(source="regulator")))
+    with pytest.raises(GpovaeError, match="source"):
+        quiet(model, held[:1], prior=right.rename(columns=dict(source="colour")))
 
 
 def test_held_out_cells_do_not_reach_the_model():

@@ -276,7 +276,10 @@ def test_a_prior_is_learnt_stored_and_refused(prepared, model, tmp_path):
     from_file.train(max_epochs=1, prior=tmp_path / "prior.csv", progress=False)
     assert from_file.network(min_probability=0).equals(helped.network(min_probability=0))
     for what, message in (
-        (dict(prior=pd.DataFrame(dict(source=["X1"], target=["X2"]))), "None of the 1 prior edges"),
+        (
+            dict(prior=pd.DataFrame(dict(source=["X1"], target=["X2"]))),
+            "No source of the table of edges",
+        ),
         (dict(prior=right, prior_strength=-1), "must not be negative"),
         (dict(prior=right[["source"]]), "no column 'target'"),
     ):

@@ -157,7 +157,7 @@ def until(process, out, text):
 def test_ctrl_c_keeps_the_run_and_all_is_said_once(prepared, tmp_path):
     out = tmp_path / "run"
     p = started(prepared, out, "--max-epochs", "100000")
-    until(p, out, " of 100000 epochs, ")
+    until(p, out, " of 100000 steps, ")
     p.send_signal(signal.SIGINT)
     said, _ = p.communicate(timeout=90)
     messages = out.with_suffix(".err").read_text()
@@ -195,7 +195,7 @@ def children(parent):
 def test_a_killed_process_ends_the_run(prepared, tmp_path):
     out = tmp_path / "run"
     p = started(prepared, out, "--max-epochs", "100000")
-    until(p, out, " of 100000 epochs, ")
+    until(p, out, " of 100000 steps, ")
     os.kill(
         next(pid for pid, environment in children(p.pid) if b"RANK=1" in environment),
         signal.SIGKILL,

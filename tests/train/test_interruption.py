@@ -120,6 +120,7 @@ def die_one_by_one(place, *lines):
             if not (child := os.fork()):
                 os.dup2(said.fileno(), 1)
                 os.dup2(said.fileno(), 2)
+                prepare._WORTH = 0  # results are written after every step
                 POINTS[point]()
                 try:
                     main(arguments, prog_name="gpovae")
@@ -561,6 +562,8 @@ def test_ctrl_c_says_how_to_go_on(place, tmp_path, monkeypatch):
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
+    # results are written after every step
+    monkeypatch.setattr(prepare, "_WORTH", 0)
     monkeypatch.setattr("gpovae.data.pipeline.match_controls", pressed)
     status, text = run("prepare", place / "raw.h5ad", tmp_path / "p.h5ad", "--quiet")
     assert (

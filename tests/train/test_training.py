@@ -21,6 +21,7 @@ from gpovae.data.files import open_screen
 from gpovae.data.screen import Screen
 from gpovae.experiments.runner import whole
 from gpovae.model.presets import make_settings
+from gpovae.train import step
 from gpovae.train.build import build
 from gpovae.train.checkpoint import STATE
 from gpovae.train.loop import fit
@@ -73,6 +74,20 @@ def test_global_state_is_as_before(adata):
         threads,
         exact,
     )
+
+
+def test_progress_counts_steps(adata, monkeypatch):
+    bars = []
+
+    class Kept(step.Bar):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            bars.append(self)
+
+    monkeypatch.setattr(step, "Bar", Kept)
+    trained(adata, epochs=3, progress=True)
+    n_steps = 3 * -(-len(Screen(adata).rows("train")) // SMALL["batch_size"])
+    assert [(bar.n, bar.total) for bar in bars] == [(n_steps, n_steps)]
 
 
 def test_fit_runs_outside_the_main_thread(adata):
