@@ -127,7 +127,7 @@ class Screen:
             first, second = np.triu_indices(len(names), 1)
             both = [f"{names[i]}+{names[j]}" for i, j in zip(first, second, strict=True)]
             sums = pd.Series(sums[first, second], both)
-            score = pd.concat([score, sums - handicap(score, len(self.genes))])
+            score = pd.concat([score, sums - handicap(score.to_numpy(), len(self.genes))])
         return score.sort_values(ascending=False).index
 
     def tasks(self, seed: int):

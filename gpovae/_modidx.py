@@ -2036,6 +2036,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'gpovae.model.prediction._drawn': ('model/prediction.html#_drawn', 'gpovae/model/prediction.py'),
                                          'gpovae.model.prediction._fill_block': ( 'model/prediction.html#_fill_block',
                                                                                   'gpovae/model/prediction.py'),
+                                         'gpovae.model.prediction._in_parts': ( 'model/prediction.html#_in_parts',
+                                                                                'gpovae/model/prediction.py'),
                                          'gpovae.model.prediction._logits': ('model/prediction.html#_logits', 'gpovae/model/prediction.py'),
                                          'gpovae.model.prediction._measured_targets': ( 'model/prediction.html#_measured_targets',
                                                                                         'gpovae/model/prediction.py'),

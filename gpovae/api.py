@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import anndata as ad
 import numpy as np
@@ -417,8 +418,8 @@ def reach(
     profile: pd.Series | pd.DataFrame | str | Path,
     *,
     pairs: bool = True,
-    others: str = "unchanged",
-    unknown: str = "refuse",
+    others: Literal["unchanged", "ignore"] = "unchanged",
+    unknown: Literal["refuse", "ignore"] = "refuse",
     top: int = 20,
     progress: bool = False,
 ) -> pd.DataFrame:

@@ -67,6 +67,7 @@ def _client_class() -> type:
                 return super().start(**settings)
             except BaseException:
                 self.close()
+                self._loop_runner.stop()  # of which close() thinks only where it had connected
                 raise
 
     return ClosedOnFailure

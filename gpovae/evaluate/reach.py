@@ -93,8 +93,6 @@ def read_profile(profile: pd.Series | pd.DataFrame | str | Path) -> pd.Series:
 # %% ../../nbs/evaluate/97_reach.ipynb #c327f3bf
 def measured_part(profile: pd.Series, genes: list[str], unknown: str = "refuse") -> pd.Series:
     "The part of a profile that is about measured genes; `unknown`: refuse or ignore the rest."
-    if unknown not in ("refuse", "ignore"):
-        raise GpovaeError(f"unknown={unknown!r} is not possible. Choose 'refuse' or 'ignore'.")
     is_known = profile.index.isin(genes)
     missing = list(profile.index[~is_known])
     measured = profile[is_known]
@@ -124,8 +122,6 @@ class Wanted(NamedTuple):
     @classmethod
     def of(cls, effects: pd.Series, genes: list[str], others: str = "unchanged") -> "Wanted":
         "`effects`: gene -> log2; `others`: what genes without a name are to do."
-        if others not in ("unchanged", "ignore"):
-            raise GpovaeError(f"others={others!r} is not possible. Choose 'unchanged' or 'ignore'.")
         named = np.isin(genes, effects.index)
         value = effects.reindex(genes, fill_value=0.0).to_numpy(float)
         return cls(value, named, named | (others == "unchanged"))
@@ -194,14 +190,13 @@ def nearest_pairs(
     return [pair for pair in pairs if pair not in without][:n]
 
 # %% ../../nbs/evaluate/97_reach.ipynb #5962eea2
-def handicap(reached: pd.Series, n_genes: int) -> float:
-    "What a pair must gain to come before single perturbations; `reached` by name."
-    is_single = ~reached.index.str.contains("+", regex=False)
-    choices = (is_single.sum() - 1) / 2
+def handicap(singles: np.ndarray, n_genes: int) -> float:
+    "What a pair must gain to come before single perturbations, of which is reached (P,)."
+    choices = (len(singles) - 1) / 2
     if choices <= 1:
         return 0.0
     # equation evaluate.reach.3
-    return 2 / n_genes * (1 - reached[is_single].max()) * np.log(choices)
+    return 2 / n_genes * (1 - singles.max()) * np.log(choices)
 
 # %% ../../nbs/evaluate/97_reach.ipynb #73d7f64c
 def score_table(predicted: ad.AnnData, wanted: Wanted) -> pd.DataFrame:
@@ -216,7 +211,7 @@ def score_table(predicted: ad.AnnData, wanted: Wanted) -> pd.DataFrame:
     size = (weight * effects**2).sum(1)
     table = dict(
         perturbation=names,
-        score=share - is_pair * handicap(pd.Series(share, names), wanted.counted.sum()),
+        score=share - is_pair * handicap(share[~is_pair], wanted.counted.sum()),
         reached=share,
         correlation=_correlation(effects, wanted.value, weight),
         off_target=(excesses**2).sum(1) / np.where(size > 0, size, np.inf),

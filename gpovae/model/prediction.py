@@ -293,11 +293,9 @@ def effects_of(
         means = _control_first(z_p), [[], *targeted], _control_first(beside)
         base, mean = mean_log2(vae, context, *means, table=table, bar=bar).split([1, R])
         spread = torch.full_like(mean, math.nan)
-        # a few at a time: draws x genes for each
-        for start in range(0, R if draws else 0, 64):
-            rows = slice(start, start + 64)
-            values = z_p[rows], targeted[rows], None if beside is None else beside[rows]
-            spread[rows] = _drawn(vae, few, values, table, bar).std(1)
+        if draws:
+            for rows, drawn in _in_parts(vae, few, (z_p, targeted, beside), table, bar):
+                spread[rows] = drawn.std(1)
     # equation model.prediction.1
     return AverageEffects((mean - base).numpy(), mean.numpy(), spread.numpy())
 
@@ -321,6 +319,14 @@ def _drawn(vae, context, values, table, bar=None):
         bar=bar,
     )
     return means.unflatten(0, (-1, draws))
+
+
+def _in_parts(vae, context, values, table, bar=None):
+    "Rows and their drawn means, a few rows at a time: draws x genes for each."
+    for start in range(0, len(values[0]), 64):
+        rows = slice(start, start + 64)
+        part = [None if value is None else value[rows] for value in values]
+        yield rows, _drawn(vae, context, part, table, bar)
 
 # %% ../../nbs/model/70_prediction.ipynb #10a4eaaa
 def average_effects(
@@ -381,20 +387,12 @@ def effect_draws(
     context: Context,
     perturbations: list[list[int]],
     *,
+    seed: int = 0,
     draws: int = 16,
     spread_cells: int = 8,
-    seed: int = 0,
 ) -> np.ndarray:
-    """Posterior draws of effects, less their mean: (perturbations, draws, genes), log2.
-
-    Their standard deviation is the spread of `average_effects`; here genes move together.
-    """
+    "Posterior draws of effects, less their mean: (perturbations, draws, genes), log2."
     few = Context(*(t[:spread_cells] for t in context))
-    table = log2_table(vae, context)
-    z_p = _summed_latents(vae, perturbations, draws, seed)
-    parts = []
-    for start in range(0, len(z_p), 64):
-        rows = slice(start, start + 64)
-        drawn = _drawn(vae, few, (z_p[rows], perturbations[rows], None), table)
-        parts.append((drawn - drawn.mean(1, keepdim=True)).numpy())
-    return np.concatenate(parts)
+    values = _summed_latents(vae, perturbations, draws, seed), perturbations, None
+    parts = _in_parts(vae, few, values, log2_table(vae, context))
+    return torch.cat([drawn - drawn.mean(1, keepdim=True) for _, drawn in parts]).numpy()

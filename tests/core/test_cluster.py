@@ -177,6 +177,20 @@ def test_no_cluster_is_a_sentence(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "tcp:/x"])
+def test_a_failed_connection_leaves_no_event_loop(monkeypatch, address):
+    "One that the garbage collector stops may be the loop that the next connection starts."
+
+    def loops():
+        return {thread for thread in threading.enumerate() if thread.name.startswith("IO loop")}
+
+    monkeypatch.setattr(clusters, "_PATIENCE", (0.3, 600))
+    before = loops()
+    with pytest.raises(GpovaeError, match="No Dask scheduler") as held, cluster(address):
+        pass
+    assert held and not loops() - before
+
+
 def test_a_mistake_arrives_as_it_was_made(address):
     with cluster(address), pytest.raises(GpovaeError, match="Gene 3 is bad"):
         summed(fails, [(3,), (3,)])

@@ -7,7 +7,6 @@ import pytest
 import scipy.sparse as sp
 
 from gpovae.data.prepare import prepare
-from gpovae.data.responses import Responses
 from gpovae.data.screen import Screen
 from gpovae.data.simulate import simulated
 from gpovae.evaluate.effects import cells, observed_effects
@@ -67,13 +66,3 @@ def test_the_shift_of_the_lane_is_no_effect(apart, pooled):
         for adata in (apart[0], pooled[0])
     )
     assert right < 0.05 and wrong > 0.1
-
-
-def test_learnt_and_scored_cells_are_of_the_same_lanes(apart):
-    adata, lane = apart
-    responses = Responses.read(adata).to_frame("lfc")
-    effects = observed_effects(adata, "train")
-    nodes = [n for n in responses.columns if n in effects.columns]
-    learnt = responses.loc[effects.index, nodes].to_numpy().ravel()
-    scored = effects[nodes].to_numpy().ravel()
-    assert np.corrcoef(learnt, scored)[0, 1] > 0.9

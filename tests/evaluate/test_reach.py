@@ -252,6 +252,9 @@ def test_unknown_genes_can_be_ignored(trained):
     assert len(trained.reach(profile, unknown="ignore", top=3)) == 3
     with pytest.raises(GpovaeError, match="one species"):
         trained.reach(profile[["NOSUCH"]], unknown="ignore")
+    for choice in ("others", "unknown"):
+        with pytest.raises(GpovaeError, match=f"{choice}='drop'.*one of: .*ignore"):
+            trained.reach(profile, **{choice: "drop"})
 
 
 def test_profiles_are_read_in_every_form(tmp_path):
