@@ -171,8 +171,8 @@ def _run_in_kernel(nb, folder: Path) -> None:
 
 
 def numbers(cell) -> list[float]:
-    """Every number that a cell prints or shows as plain text; memory addresses, colours, durations
-    and versions are left out.
+    """Every number that a cell prints or shows as plain text; memory addresses, colours, durations,
+    versions, and the progress of what took over two seconds are left out.
     """
     texts = [
         (
@@ -183,6 +183,7 @@ def numbers(cell) -> list[float]:
         for o in cell.get("outputs", [])
     ]
     left_out = (
+        r"(?m:^.* gone, .* left.*$)",  # progress
         r"0x[0-9a-fA-F]+",  # address
         r"\x1b\[[0-9;]*m",  # colour
         r"\d[\d.]* ?(?:s|ms|min)\b",  # duration
