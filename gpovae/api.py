@@ -29,8 +29,9 @@ from .data.labels import canonical
 from .data.screen import Key, Screen
 from .data.steps import stale
 from .data.unchanged import warn_of_changes
+from .evaluate.baselines import simple_effects
 from .evaluate.curated import read_network, screen_names
-from .evaluate.effects import cells, noise_variance, observed_effects
+from .evaluate.effects import shown_effects
 from .evaluate.reach import candidates, nearest, wanted_state
 from .evaluate.scores import Scores
 from .evaluate.scores import evaluate as evaluate_tables
@@ -241,7 +242,7 @@ def trained_run(
     """What a model holds whose weights were trained on its screen; `history` as from `fit`.
 
     Predictions are then corrected by what the decoder leaves over of the effects in training
-    cells.
+    cells, and weighed against simple methods by those in validation cells.
     """
     screen = Screen(model.adata)
     decided = dict(preset=model.preset, settings=model.settings, seed=seed, prior=prior)
@@ -250,10 +251,12 @@ def trained_run(
         run = replace(run, data=model.run.data)  # where the screen lies
     if not model.settings.residual_correction:
         return run
-    observed = observed_effects(model.adata, "train")
-    noise = noise_variance(model.adata, "train")
-    n_cells = cells(model.adata, "train")
-    return with_residual(run, observed, noise, n_cells, progress=progress)
+    training = shown_effects(model.adata, "train", run.labels)
+    if not model.settings.combination:
+        return with_residual(run, training, progress=progress)
+    validation = shown_effects(model.adata, "validation", run.labels)
+    simple = simple_effects(training)
+    return with_residual(run, training, validation, simple, progress=progress)
 
 # %% ../nbs/api/10_api.ipynb #d609952d
 @patch

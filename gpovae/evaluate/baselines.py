@@ -17,6 +17,7 @@ from ..data.labels import CONTROL, targets
 from ..data.screen import Screen
 from .effects import cells, noise_variance, observed_effects
 from .observed import shared_effect
+from ..model.residual import Shown
 
 # %% ../../nbs/evaluate/80_baselines.ipynb #eaefce0d
 def control_mean(train_effects: pd.DataFrame) -> pd.DataFrame:
@@ -63,6 +64,14 @@ def shrunken_mean(train_effects: pd.DataFrame, n: pd.Series, noise: pd.DataFrame
     # equation evaluate.baselines.1
     noise_share = noise.loc[deviation.index].sum() / spread.where(spread > 0, np.inf)
     return shared + deviation * (1 - noise_share).clip(lower=0)
+
+# %% ../../nbs/evaluate/80_baselines.ipynb #6dbd5ca4
+def simple_effects(training: Shown) -> list[np.ndarray]:
+    "What a model is weighed against, each (R, genes): shrunken mean, training mean, common mean."
+    effects, noise = pd.DataFrame(training.effect), pd.DataFrame(training.noise)
+    n = pd.Series(training.cells)
+    tables = shrunken_mean(effects, n, noise), effects, perturbed_mean(effects, n)
+    return [table.to_numpy(np.float32) for table in tables]
 
 # %% ../../nbs/evaluate/80_baselines.ipynb #f1e4ca9d
 _COMPONENTS = (2, 5, 10, 20)  # K is chosen among these

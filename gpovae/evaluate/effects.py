@@ -20,6 +20,7 @@ from ..data.labels import CONTROL
 from ..data.order import hashed_order
 from ..data.responses import lacking_batches
 from ..data.screen import Screen
+from ..model.residual import Shown
 
 # %% ../../nbs/evaluate/10_effects.ipynb #96edf82a
 def effect_table(effects) -> pd.DataFrame:
@@ -200,6 +201,19 @@ def noise_variance(adata: ad.AnnData, split: str = "train") -> pd.DataFrame:
     """
     screen = Screen(adata)
     return mean_variance(screen, passing_cells(screen, split))
+
+# %% ../../nbs/evaluate/10_effects.ipynb #6a403e12
+def shown_effects(adata: ad.AnnData, split: str, labels: list[str]) -> Shown:
+    "What the cells of a split show of perturbations, in this order."
+    screen = Screen(adata)
+    rows = passing_cells(screen, split)
+    if CONTROL not in screen.labels[rows]:
+        return Shown.nothing(len(labels), len(screen.genes))
+    names = [*labels, CONTROL]
+    noise = mean_variance(screen, rows).reindex(names).to_numpy()
+    n = cells(adata, split).reindex(labels, fill_value=0).to_numpy(float)
+    effects = effects_in(screen, rows)[0].reindex(labels).to_numpy()
+    return Shown(effects, noise[:-1], noise[-1], n)
 
 # %% ../../nbs/evaluate/10_effects.ipynb #8ffb0d0c
 def halvings(

@@ -43,6 +43,9 @@ class _Switches:
     residual_correction: bool = option(
         True, "Predictions take up what the decoder leaves over of the training effects."
     )
+    combination: bool = option(
+        False, "Validation cells weigh such predictions against simple methods."
+    )
     covariate: bool = option(True, "Batch, one-hot, into encoder and decoder.")
     validation: Literal["elbo", "total"] = option(
         "elbo", "Held-out ELBO plus alignment with fixed draws, or total loss with fresh draws."

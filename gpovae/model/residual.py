@@ -7,30 +7,47 @@ unexplained is added, shrunken towards zero as far as it can be noise."""
 __all__ = ['residual_correction']
 
 # %% ../../nbs/model/73_residual.ipynb #9f59e565
+from typing import NamedTuple
+
 import numpy as np
 
+# %% ../../nbs/model/73_residual.ipynb #7f0c4af0
+class Shown(NamedTuple):
+    "What the cells of one split show of R perturbations."
+
+    effect: np.ndarray  # (R, genes) log2; NaN where a perturbation has no such cells
+    noise: np.ndarray  # (R, genes) variance of the mean of its cells
+    control_noise: np.ndarray  # (genes,) variance of the mean of the control cells
+    cells: np.ndarray  # (R,)
+
+    @classmethod
+    def nothing(cls, R: int, n_genes: int) -> "Shown":
+        "Where there are no cells."
+        unknown = np.full((R, n_genes), np.nan)
+        return cls(unknown, unknown, unknown[0], np.zeros(R))
+
+    def is_shown(self) -> np.ndarray:
+        "(R,) Has it such cells?"
+        return np.isfinite(self.effect).all(1) & np.isfinite(self.noise).all(1)
+
+    def share(self) -> np.ndarray:
+        "(R,) of all perturbed cells."
+        return self.cells / self.cells.sum()
+
+    def common(self) -> np.ndarray:
+        "(genes,) the effect that all perturbed cells share."
+        return self.share() @ self.effect
+
 # %% ../../nbs/model/73_residual.ipynb #9377def8
-def residual_correction(
-    predicted: np.ndarray,
-    observed: np.ndarray,
-    noise: np.ndarray,
-    control_noise: np.ndarray,
-    cells: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+def residual_correction(predicted: np.ndarray, training: Shown) -> tuple[np.ndarray, np.ndarray]:
     """What the decoder leaves unexplained of the training effects, by empirical Bayes.
 
     Parameters
     ----------
     predicted : ndarray
         (R, genes) effects by the decoder, log2.
-    observed : ndarray
-        (R, genes) effects in training cells, log2.
-    noise : ndarray
-        (R, genes) variance of the mean of each perturbation's training cells.
-    control_noise : ndarray
-        (genes,) variance of the mean of the control cells.
-    cells : ndarray
-        (R,) training cells.
+    training : Shown
+        The effects in training cells.
 
     Returns
     -------
@@ -38,15 +55,15 @@ def residual_correction(
         (genes,) common to all perturbations, (R, genes) of each; their sum is to be added to
         the decoder's effects.
     """
-    residual = observed - predicted
-    share = (cells / cells.sum())[:, None]
-    common = (share * residual).sum(0)
-    variance = (share**2 * noise).sum(0) + control_noise
+    residual = training.effect - predicted
+    share = training.share()
+    common = share @ residual
+    variance = share**2 @ training.noise + training.control_noise
     signal = max(0.0, float((common**2 - variance).mean()))  # s_b^2
 
     # equation model.residual.1
     shrunken = common * signal / np.maximum(signal + variance, 1e-12)
-    return shrunken.astype(np.float32), _shrunken_residuals(residual - common, noise)
+    return shrunken.astype(np.float32), _shrunken_residuals(residual - common, training.noise)
 
 # %% ../../nbs/model/73_residual.ipynb #62139d69
 def _shrunken_residuals(residual, noise):

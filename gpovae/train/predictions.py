@@ -9,6 +9,7 @@ __all__ = []
 # %% ../../nbs/train/60_predictions.ipynb #d2ce999f
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import anndata as ad
@@ -23,9 +24,10 @@ from ..data.labels import CONTROL, canonical, targets
 from ..data.minibatch import Batch, Cells
 from ..data.screen import Key, Screen
 from ..model.attribution import log_fold, trained_responses
+from ..model.combination import combined, low_rank
 from ..model.iwelbo import iwelbo, particles
 from ..model.prediction import average_effects, log2_table
-from ..model.residual import residual_correction
+from ..model.residual import Shown, residual_correction
 from ..model.sampling import sample_counts
 from ..model.unseen import between, predict_unseen, response_rows
 from ..model.vae import VAE
@@ -141,34 +143,39 @@ def _as_anndata(run: Run, names: list[str], effects: np.ndarray, evidence) -> ad
         layers=dict(mean=mean + residual, spread=spread, residual=residual),
     )
 
+# %% ../../nbs/train/60_predictions.ipynb #5086b706
+def _in_two_parts(residual: np.ndarray, training: Shown) -> tuple[np.ndarray, np.ndarray]:
+    "What all perturbations share (genes,), and the rest of each (R, genes)."
+    common = training.share() @ residual
+    return common.astype(np.float32), (residual - common).astype(np.float32)
+
 # %% ../../nbs/train/60_predictions.ipynb #8178ba05
 def with_residual(
     run: Run,
-    observed: pd.DataFrame,
-    noise: pd.DataFrame,
-    n_cells: pd.Series,
+    training: Shown,
+    validation: Shown | None = None,
+    simple: Sequence[np.ndarray] = (),
     *,
     progress: bool = False,
 ) -> Run:
-    """The run with its residual correction.
+    """The run with its residual correction, weighed against simple methods in validation cells.
 
-    Of training cells: observed effects (perturbations, genes), variance of the mean of each label
-    (labels, genes), and cells of each label.
+    `training`, `validation`, and `simple` (each (R, genes) effects): of the run's labels.
     """
-    if missing := [p for p in run.labels if p not in observed.index]:
+    if not training.is_shown().all():
+        missing = run.labels[np.argmin(training.is_shown())]
         raise GpovaeError(
-            f"No training cell of perturbation {str(missing[0])!r} passes quality control any more."
+            f"No training cell of perturbation {str(missing)!r} passes quality control any more."
             " Run gpovae.prepare(adata) again."
         )
     rows = run.node_rows(run.labels)
     predicted, *_ = average_effects(
         run.vae, run.context, rows, draws=0, seed=run.seed, progress=progress
     )
-    observed = observed.loc[run.labels].to_numpy()
-    control_noise = noise.loc[CONTROL].to_numpy()
-    noise = noise.loc[run.labels].to_numpy()
-    n_cells = n_cells[run.labels].to_numpy()
-    residual = residual_correction(predicted, observed, noise, control_noise, n_cells)
+    residual = residual_correction(predicted, training)
+    if validation is not None:
+        methods = [predicted + sum(residual), predicted, *simple, low_rank(training)]
+        residual = _in_two_parts(combined(methods, training, validation) - predicted, training)
     return replace(run, residual=ResidualCorrection(*residual))
 
 # %% ../../nbs/train/60_predictions.ipynb #dcd863db

@@ -1,0 +1,89 @@
+"""Validation cells decide how much simple methods count beside the decoder."""
+
+import numpy as np
+import pytest
+
+from gpovae import GPOVAE, prepare
+from gpovae.data.simulate import simulated
+from gpovae.evaluate.baselines import simple_effects
+from gpovae.evaluate.effects import observed_effects, shown_effects
+from gpovae.model.combination import combined, evidence, low_rank, weights
+from gpovae.model.residual import Shown
+
+SMALL = dict(latent=8, basal=(32, 1), embedding=(32, 2), decoder=(32, 2))
+
+
+def shown(truth, rng, noise=1.0):
+    variance = np.full_like(truth, noise**2)
+    effect = truth + noise * rng.normal(size=truth.shape)
+    return Shown(effect, variance, variance[0], np.full(len(truth), 50.0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_sum_is_never_behind_its_best_part(seed):
+    "In truth, which neither training nor validation cells show without noise."
+    rng = np.random.default_rng(seed)
+    size = np.geomspace(0.1, 3, 40)[:, None]  # of the effects of each perturbation
+    truth = size * (rng.normal(size=(40, 5)) @ rng.normal(size=(5, 300)) / 2)
+    training, validation = shown(truth, rng), shown(truth, rng)
+    decoder = 0.6 * truth + 0.3 * rng.normal(size=truth.shape)
+    methods = [decoder, *simple_effects(training), low_rank(training)]
+    error = [((m - truth) ** 2).mean() for m in methods]
+    assert ((combined(methods, training, validation) - truth) ** 2).mean() < 0.9 * min(error)
+
+
+def test_nothing_is_predicted_where_nothing_happens():
+    rng = np.random.default_rng(0)
+    nothing = np.zeros((20, 400))
+    training, validation = shown(nothing, rng), shown(nothing, rng)
+    assert np.abs(evidence(training)).max() < 0.2
+    methods = [rng.normal(size=nothing.shape), *simple_effects(training)]
+    assert (combined(methods, training, validation) ** 2).mean() < 0.02
+
+
+def test_perturbations_without_validation_cells_do_not_decide():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(10, 50))
+    training, validation = shown(truth, rng), shown(truth, rng)
+    methods = [truth, training.effect]
+    effect = validation.effect.copy()
+    effect[:4] = np.nan
+    some = weights(methods, evidence(training), validation._replace(effect=effect))
+    rest = Shown(*(x[4:] if len(x) == 10 else x for x in validation))
+    kept = weights([m[4:] for m in methods], evidence(training)[4:], rest)
+    np.testing.assert_allclose(some, kept, atol=1e-8)
+
+
+def prepared():
+    adata = simulated(n_cells=1500, n_genes=60, n_perturbations=6, seed=1)
+    prepare(adata, perturbation_key="gene", control="non-targeting", progress=False)
+    return adata
+
+
+def test_a_model_keeps_its_weights_and_without_the_option_there_are_none(tmp_path):
+    adata = prepared()
+    plain, weighed = (GPOVAE(adata, combination=on, **SMALL) for on in (False, True))
+    for model in (plain, weighed):
+        model.train(max_epochs=5, seed=0, progress=False)
+    before, after = plain.predict(), weighed.predict()
+    assert np.abs(before.X - after.X).max() > 0.01
+    # the decoder is the same, what is added to it is not
+    decoder = [p.X - p.layers["residual"] for p in (before, after)]
+    np.testing.assert_allclose(*decoder, atol=1e-5)
+    weighed.save(tmp_path / "run")
+    again = GPOVAE.load(tmp_path / "run", data=False)
+    np.testing.assert_array_equal(again.predict().X, after.X)
+    validation = shown_effects(adata, "validation", weighed.labels).effect
+    error = [((p[weighed.labels].X - validation) ** 2).mean() for p in (before, after)]
+    assert error[1] < error[0]
+
+
+def test_a_screen_without_validation_cells_is_predicted_as_before():
+    adata = prepared()
+    is_validation = adata.obs["gpovae_split"] == "validation"
+    adata.obs.loc[is_validation, "gpovae_split"] = "test"
+    shown_there = shown_effects(adata, "validation", list(observed_effects(adata, "train").index))
+    assert not shown_there.is_shown().any()
+    training = shown_effects(adata, "train", list(observed_effects(adata, "train").index))
+    first = np.ones_like(training.effect)
+    np.testing.assert_array_equal(combined([first, 2 * first], training, shown_there), first)
