@@ -209,7 +209,7 @@ def write_index(folder: Path, chapters, about) -> None:
 def llms(paths=None) -> str:
     """The site for assistants, in the layout of https://llmstxt.org: name, summary, links.
 
-    nbdev.config.pkg_llms lists modules alone; this lists every chapter, where its page is.
+    nbdev.config.pkg_llms gives an empty text for this project, and knows no chapters.
     """
     lines = [f"# {SETTINGS['lib_name']}", "", f"> {SETTINGS['description']}.", "", _LLMS_NOTES]
     for caption, pages in contents(paths).items():

@@ -63,5 +63,9 @@ class TrainOptions:
         0.0, "How many confirmed edges that list is worth before the screen is looked at."
     )
 
+    logger: Literal["csv", "tensorboard", "mlflow"] | None = option(
+        None, "Also write the losses of every epoch for that tool; None: history.csv alone."
+    )
+
     def __post_init__(self):
         check_fields(self)
