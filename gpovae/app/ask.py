@@ -33,7 +33,7 @@ def _as_parquet(table, path: Path) -> None:
         ) from None
 
 
-def _write(file: Path, adata, table) -> None:
+def write_file(file: Path, adata, table) -> None:
     "An AnnData as .h5ad; the table that `table()` makes of it as .csv or .parquet."
     from gpovae.core.provenance import complete, room
 
@@ -198,7 +198,7 @@ def predict(run, genes, *, file, unseen, prior, top, as_json, quiet):
     n_perturbations, n_genes = effects.shape
     if file:
         effects.uns["gpovae_units"] = UNITS
-        _write(file, effects, lambda: _effects_table(effects))
+        write_file(file, effects, lambda: _effects_table(effects))
         size = dict(n_perturbations=n_perturbations, n_genes=n_genes)
         text = f"{file}: {n_perturbations:,} perturbations x {n_genes:,} genes, log2 units"
         return answer(text, as_json, file=file, units=UNITS, **size)
@@ -330,7 +330,7 @@ def reach(run, profile, *, file, top, no_pairs, others, unknown, as_json, quiet)
     model = GPOVAE.load(run, data=False)
     table = model.reach(profile, progress=not quiet, **choices)
     if file:
-        _write(file, None, lambda: table)
+        write_file(file, None, lambda: table)
         return answer(f"{file}: {len(table)} perturbations", as_json, file=file, n=len(table))
     answer(_nearest_text(table), as_json, perturbations=table)
 
@@ -362,7 +362,7 @@ def sample(run, genes, *, file, n_cells, unseen, seed, as_json, quiet):
     model = GPOVAE.load(run, data=False)
     choices = dict(unseen="network" if unseen else "refuse", seed=seed, progress=not quiet)
     cells = model.sample(list(genes) or None, n_cells, **choices)
-    _write(file, cells, None)
+    write_file(file, cells, None)
     text = f"{file}: {cells.n_obs:,} cells x {cells.n_vars:,} genes, raw counts"
     answer(text, as_json, file=file, n_cells=cells.n_obs, n_genes=cells.n_vars)
 
@@ -401,7 +401,7 @@ def latent(run, *, file, as_json, quiet):
     from gpovae.app.reports import trained
 
     cells = _latent_cells(trained(run))
-    _write(file, cells, lambda: _latent_table(cells))
+    write_file(file, cells, lambda: _latent_table(cells))
     n_cells, n_dimensions = cells.shape
     text = f"{file}: {n_cells:,} cells x {n_dimensions} latent variables"
     answer(text, as_json, file=file, n_cells=n_cells, n_dimensions=n_dimensions)

@@ -1,4 +1,4 @@
-"""Lightning's loggers: every epoch is logged, also after an interruption, and nothing else moves."""
+"""Lightning's loggers: every epoch is logged, also after an interruption; nothing else moves."""
 
 import pandas as pd
 import pytest
