@@ -234,7 +234,7 @@ def _export_network(run: Path, file: Path, wanted: _Wanted) -> str:
 
 def _export_genernib(run: Path, file: Path, wanted: _Wanted) -> str:
     edges = _load(run).network(wanted.min_probability)
-    write_file(file, as_genernib(edges, wanted.dataset), None)
+    write_file(file, as_genernib(edges, wanted.dataset or ""), None)
     return f"{len(edges):,} edges"
 
 # %% ../../nbs/app/47_export.ipynb #c46de76e
