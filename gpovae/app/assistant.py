@@ -24,10 +24,10 @@ from ..core.errors import GpovaeError
 # %% ../../nbs/app/48_assistant.ipynb #199fb019
 def _here(path: str) -> Path:
     "A file or folder of this machine."
-    found = Path(path).expanduser()
-    if not found.exists():
+    local = Path(path).expanduser()
+    if not local.exists():
         raise GpovaeError(f"There is no {path} on this machine. Give the path of a file or folder.")
-    return found
+    return local
 
 # %% ../../nbs/app/48_assistant.ipynb #aa40dd98
 def check_file(
@@ -53,7 +53,7 @@ def _model(run: str):
 
     return GPOVAE.load(_here(run), data=False)
 
-
+# %% ../../nbs/app/48_assistant.ipynb #c48beab0
 def describe_run(run: str) -> dict[str, Any]:
     """Describe a trained run: what it was trained on, how, how that ended, and what it found.
 
@@ -103,11 +103,11 @@ def list_settings(
     from inspect import formatannotation
 
     options, presets = _options_of(task)
-    known = {field.name: field for field in fields(options)}
-    if name is not None and name not in known:
-        raise GpovaeError(f"{task} has no setting {name!r}. It has: {', '.join(known)}.")
+    by_name = {field.name: field for field in fields(options)}
+    if name is not None and name not in by_name:
+        raise GpovaeError(f"{task} has no setting {name!r}. It has: {', '.join(by_name)}.")
     rows = []
-    for field in known.values() if name is None else [known[name]]:
+    for field in by_name.values() if name is None else [by_name[name]]:
         row = dict(name=field.name, default=field.default, decides=field.metadata["help"])
         row["possible"] = formatannotation(field.type).removeprefix("Literal")
         rows.append(row | {k: getattr(values, field.name) for k, values in presets.items()})
@@ -179,17 +179,17 @@ def _answering(question: Callable, refusal: type[Exception]) -> Callable:
     from gpovae.app.page import plain
 
     @wraps(question)
-    def asked(**given):
+    def tool(**given):
         with _turn, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             try:
-                found = question(**given)
+                result = question(**given)
             except (GpovaeError, OSError) as error:
                 raise refusal(str(error)) from None
         notes = [str(w.message) for w in caught if w.category is UserWarning]
-        return plain(found | dict(notes=notes))
+        return plain(result | dict(notes=notes))
 
-    return asked
+    return tool
 
 # %% ../../nbs/app/48_assistant.ipynb #72554927
 def make_server():
@@ -226,8 +226,8 @@ def make_server():
         read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
     )
     for question in TOOLS:
-        asked = _answering(question, ToolError)
-        server.add_tool(asked, description=getdoc(question), annotations=only_reads)
+        tool = _answering(question, ToolError)
+        server.add_tool(tool, description=getdoc(question), annotations=only_reads)
     return server
 
 
@@ -241,7 +241,7 @@ def _tools_text(tools: list[dict]) -> str:
     width = max(len(tool["name"]) for tool in tools)
     return "\n".join(f"{tool['name']:<{width}}  {tool['does']}" for tool in tools)
 
-
+# %% ../../nbs/app/48_assistant.ipynb #35ddc5b6
 @command("gpovae mcp", "gpovae mcp --list")
 @click.option("--list", "listed", is_flag=True, help="List the tools, and do nothing.")
 @json_option

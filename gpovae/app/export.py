@@ -103,8 +103,8 @@ def _scores_beside(run: Path) -> dict[str, float]:
     if not file.exists():
         return {}
     response = json.loads(file.read_text(encoding="utf-8"))["scores"]["response"]["model"]
-    known = {name: response.get(key) for key, name in METRICS.items()}
-    return {name: value for name, value in known.items() if value is not None}
+    scores = {name: response.get(key) for key, name in METRICS.items()}
+    return {name: value for name, value in scores.items() if value is not None}
 
 # %% ../../nbs/app/47_export.ipynb #84ac355b
 def as_multiqc(model, run: Path) -> dict:
@@ -151,13 +151,13 @@ _TYPES = dict(knockdown="CRISPRi", knockout="CRISPRn", activation="CRISPRa")
 
 def _type_labels(kinds) -> list[str]:
     "Of every cell; a control has the type of the others, so there must be one."
-    found = sorted(set(kinds) - {"control"})
-    if len(found) != 1:
+    types = sorted(set(kinds) - {"control"})
+    if len(types) != 1:
         raise GpovaeError(
-            f"The screen has perturbations of several types ({', '.join(found)}), and the catalogue"
+            f"The screen has perturbations of several types ({', '.join(types)}), and the catalogue"
             " wants one for control cells, too. Export each part of the screen."
         )
-    return [_TYPES[found[0]]] * len(kinds)
+    return [_TYPES[types[0]]] * len(kinds)
 
 # %% ../../nbs/app/47_export.ipynb #9d60e172
 def as_catalogue(adata):
@@ -226,12 +226,12 @@ def _load(run: Path):
 
     return GPOVAE.load(run, data=False)
 
-
+# %% ../../nbs/app/47_export.ipynb #401676ab
 def _export_network(run: Path, file: Path, wanted: _Wanted) -> str:
     edges = _load(run).export_network(file, wanted.min_probability, True, wanted.kind)
     return f"{len(edges):,} edges"
 
-
+# %% ../../nbs/app/47_export.ipynb #01afe59c
 def _export_genernib(run: Path, file: Path, wanted: _Wanted) -> str:
     edges = _load(run).network(wanted.min_probability)
     write_file(file, as_genernib(edges, wanted.dataset or ""), None)
@@ -243,14 +243,14 @@ def _export_cells(run: Path, file: Path, wanted: _Wanted) -> str:
     write_file(file, as_predicted_cells(cells), None)
     return f"{cells.n_obs:,} cells x {cells.n_vars:,} genes, log-normalised"
 
-
+# %% ../../nbs/app/47_export.ipynb #1d4a2184
 def _export_multiqc(run: Path, file: Path, wanted: _Wanted) -> str:
     from gpovae.app.page import write_json
 
     write_json(file, as_multiqc(_load(run), run))
     return "a row of a table of MultiQC"
 
-
+# %% ../../nbs/app/47_export.ipynb #f4ad9ca5
 def _export_catalogue(run: Path, file: Path, wanted: _Wanted) -> str:
     from gpovae.app.reports import trained
 
@@ -271,7 +271,7 @@ FORMATS = {kind: _Format(_export_network) for kind in NETWORKS} | {
     "catalogue": _Format(_export_catalogue, (".csv", ".parquet")),
 }
 
-
+# %% ../../nbs/app/47_export.ipynb #142bde68
 def _check(file: Path, wanted: _Wanted) -> None:
     endings = FORMATS[wanted.kind].endings
     if endings and not file.name.lower().endswith(endings):

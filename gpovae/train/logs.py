@@ -26,12 +26,16 @@ def _mlflow(folder: Path) -> Logger:
     return MLFlowLogger("gpovae", run_name=folder.parent.name, save_dir=str(folder))
 
 
-_KINDS = dict(
-    # one file, metrics.csv, whatever was there before: what is resumed is logged again
-    csv=lambda folder: CSVLogger(folder, name="", version=""),
-    tensorboard=lambda folder: TensorBoardLogger(folder, name="", version=""),
-    mlflow=_mlflow,
-)
+def _csv(folder: Path) -> Logger:
+    "One file, metrics.csv, whatever was there before: what is resumed is logged again."
+    return CSVLogger(folder, name="", version="")
+
+
+def _tensorboard(folder: Path) -> Logger:
+    return TensorBoardLogger(folder, name="", version="")
+
+
+_KINDS = dict(csv=_csv, tensorboard=_tensorboard, mlflow=_mlflow)
 
 # %% ../../nbs/train/36_logs.ipynb #66e7acc4
 def make_logger(kind: str, directory: str | Path | None) -> Logger:
