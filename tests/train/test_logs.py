@@ -44,8 +44,14 @@ def test_csv_has_every_epoch_and_nothing_else_changes(prepared, plain, tmp_path)
     assert not (tmp_path / "none" / LOGS).exists(), "nobody asked for a logger"
 
 
-def test_a_training_that_goes_on_logs_the_epochs_before_it_again(prepared, tmp_path):
-    GPOVAE(prepared).train(max_epochs=3, max_time=0.01, directory=tmp_path, logger="csv")
+def test_a_training_that_goes_on_logs_the_epochs_before_it_again(prepared, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gpovae.train.logs.Logs.on_train_epoch_end", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained(prepared, directory=tmp_path, logger="csv")
     assert RunFolder(tmp_path).status == "resumable", "logs are not foreign files"
     trained(prepared, directory=tmp_path, logger="csv")
     assert pd.read_csv(tmp_path / LOGS / "metrics.csv")["step"].tolist() == [0, 1, 2]
