@@ -206,6 +206,33 @@ def write_index(folder: Path, chapters, about) -> None:
     nbformat.write(index, folder / "index.ipynb")
 
 
+def llms(paths=None) -> str:
+    """The site for assistants, in the layout of https://llmstxt.org: name, summary, links.
+
+    nbdev.config.pkg_llms gives an empty text for this project, and knows no chapters.
+    """
+    lines = [f"# {SETTINGS['lib_name']}", "", f"> {SETTINGS['description']}.", "", _LLMS_NOTES]
+    for caption, pages in contents(paths).items():
+        lines += ["", f"## {caption}", ""]
+        for page in pages:
+            title, claim = title_and_claim(NBS / f"{page}.ipynb")
+            lines.append(f"- [{title}]({page}.html): {claim}")
+    lines += ["", "## Reference", ""]
+    lines += [f"- [{title}]({page}): {what}" for title, page, what in _LLMS_REFERENCE]
+    return "\n".join(lines) + "\n"
+
+
+_LLMS_NOTES = (
+    "Version {version}. `pip install gpovae`; `gpovae mcp` (extra `mcp`) answers questions about"
+    " files, runs and settings on the machine itself."
+).format(version=SETTINGS["version"])
+_LLMS_REFERENCE = (
+    ("Modules", "api/index.html", "what each module exports"),
+    ("The gpovae command", "api/cli.html", "every command with its options and examples"),
+    ("Index of names", "names.html", "where each name and equation is defined and used"),
+)
+
+
 def build(out: Path, paths=None) -> int:
     "Stage and build; Sphinx's exit status. A warning counts as an error."
     from sphinx.cmd.build import main
@@ -213,7 +240,9 @@ def build(out: Path, paths=None) -> int:
     source = out.parent / "source"
     stage(source, paths)
     options = ["-q", "-W", "--keep-going", "-b", "html", "-c", str(DOCS)]
-    return main([*options, "-d", str(out.parent / "doctrees"), str(source), str(out)])
+    status = main([*options, "-d", str(out.parent / "doctrees"), str(source), str(out)])
+    (out / "llms.txt").write_text(llms(paths), encoding="utf-8")
+    return status
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def _as_parquet(table, path: Path) -> None:
         ) from None
 
 
-def _write(file: Path, adata, table) -> None:
+def write_file(file: Path, adata, table) -> None:
     "An AnnData as .h5ad; the table that `table()` makes of it as .csv or .parquet."
     from gpovae.core.provenance import complete, room
 
@@ -49,7 +49,7 @@ def _write(file: Path, adata, table) -> None:
 
 # %% ../../nbs/app/45_ask.ipynb #558cf054
 _EFFECT = "difference to control cells, of the mean of log2(1 + 10,000 x / library size)"
-_UNITS = dict(
+UNITS = dict(
     effect=_EFFECT,
     spread="posterior standard deviation of the effect",
     mean="mean of log2(1 + 10,000 x / library size) under the perturbation",
@@ -59,7 +59,7 @@ _UNITS = dict(
 
 def _layers(effects) -> dict:
     "What is known of each effect: name -> (perturbations, genes)."
-    return dict(effect=effects.X) | {k: effects.layers[k] for k in _UNITS if k != "effect"}
+    return dict(effect=effects.X) | {k: effects.layers[k] for k in UNITS if k != "effect"}
 
 # %% ../../nbs/app/45_ask.ipynb #522875b9
 def _effects_table(effects):
@@ -75,7 +75,7 @@ def _effects_table(effects):
     columns |= {f"{name}_log2": values.ravel() for name, values in _layers(effects).items()}
     columns["evidence"] = np.repeat(effects.obs["evidence"].to_numpy(), n_genes)
     table = pd.DataFrame(columns)
-    table.attrs = {f"{name}_log2": unit for name, unit in _UNITS.items()}
+    table.attrs = {f"{name}_log2": unit for name, unit in UNITS.items()}
     return table
 
 # %% ../../nbs/app/45_ask.ipynb #a8bb9f1a
@@ -121,7 +121,7 @@ def _text_of_all(effects) -> str:
     return "\n".join(f"{name:<{width}}  {strongest}" for name, strongest in rows)
 
 # %% ../../nbs/app/45_ask.ipynb #8963393b
-def _as_rows(effects, top: int) -> list[dict]:
+def strongest_of_each(effects, top: int) -> list[dict]:
     "Perturbations with their strongest genes, for JSON."
     rows = []
     for name in effects.obs_names:
@@ -197,16 +197,16 @@ def predict(run, genes, *, file, unseen, prior, top, as_json, quiet):
     effects = _asked(run, genes, **choices)
     n_perturbations, n_genes = effects.shape
     if file:
-        effects.uns["gpovae_units"] = _UNITS
-        _write(file, effects, lambda: _effects_table(effects))
+        effects.uns["gpovae_units"] = UNITS
+        write_file(file, effects, lambda: _effects_table(effects))
         size = dict(n_perturbations=n_perturbations, n_genes=n_genes)
         text = f"{file}: {n_perturbations:,} perturbations x {n_genes:,} genes, log2 units"
-        return answer(text, as_json, file=file, units=_UNITS, **size)
+        return answer(text, as_json, file=file, units=UNITS, **size)
 
     tables = [_text_of_one(effects, name, top) for name in effects.obs_names] if genes else []
     text = "\n\n".join(tables) or _text_of_all(effects)
     text += f"\n\nlog2 units: {_EFFECT}"
-    answer(text, as_json, units=_UNITS, perturbations=_as_rows(effects, top))
+    answer(text, as_json, units=UNITS, perturbations=strongest_of_each(effects, top))
 
 # %% ../../nbs/app/45_ask.ipynb #a89e9d5c
 def _draw_paths(why, file: Path) -> None:
@@ -330,7 +330,7 @@ def reach(run, profile, *, file, top, no_pairs, others, unknown, as_json, quiet)
     model = GPOVAE.load(run, data=False)
     table = model.reach(profile, progress=not quiet, **choices)
     if file:
-        _write(file, None, lambda: table)
+        write_file(file, None, lambda: table)
         return answer(f"{file}: {len(table)} perturbations", as_json, file=file, n=len(table))
     answer(_nearest_text(table), as_json, perturbations=table)
 
@@ -362,7 +362,7 @@ def sample(run, genes, *, file, n_cells, unseen, seed, as_json, quiet):
     model = GPOVAE.load(run, data=False)
     choices = dict(unseen="network" if unseen else "refuse", seed=seed, progress=not quiet)
     cells = model.sample(list(genes) or None, n_cells, **choices)
-    _write(file, cells, None)
+    write_file(file, cells, None)
     text = f"{file}: {cells.n_obs:,} cells x {cells.n_vars:,} genes, raw counts"
     answer(text, as_json, file=file, n_cells=cells.n_obs, n_genes=cells.n_vars)
 
@@ -401,7 +401,7 @@ def latent(run, *, file, as_json, quiet):
     from gpovae.app.reports import trained
 
     cells = _latent_cells(trained(run))
-    _write(file, cells, lambda: _latent_table(cells))
+    write_file(file, cells, lambda: _latent_table(cells))
     n_cells, n_dimensions = cells.shape
     text = f"{file}: {n_cells:,} cells x {n_dimensions} latent variables"
     answer(text, as_json, file=file, n_cells=n_cells, n_dimensions=n_dimensions)

@@ -11,7 +11,9 @@ import click
 from rich_click import RichCommandPanel
 
 from .ask import explain, latent, predict, reach, sample
+from .assistant import mcp
 from .check import check
+from .export import export
 from .fit import datasets, prepare, sweep, train
 from .shell import Commands
 from .show import compare, demo, evaluate, network, report, score
@@ -20,7 +22,7 @@ from .show import compare, demo, evaluate, network, report, score
 _PURPOSES = {
     "Prepare": (check, prepare, datasets),
     "Train": (demo, train, sweep),
-    "Ask": (predict, explain, reach, network, sample, latent, report),
+    "Ask": (predict, explain, reach, network, sample, latent, export, report, mcp),
     "Compare": (evaluate, compare, score),
 }
 _EPILOG = """\

@@ -220,11 +220,12 @@ class _Training:
 def _check_folder(folder: Path) -> None:
     "Refuse a folder that holds other things than a run."
     from gpovae.train.checkpoint import STATE
+    from gpovae.train.logs import LOGS
     from gpovae.train.run import HISTORY, WEIGHTS
 
     if not folder.is_dir() or (folder / "settings.json").exists():
         return
-    ours = (STATE, WEIGHTS, HISTORY)
+    ours = (STATE, WEIGHTS, HISTORY, LOGS)
     other = sorted(p.name for p in folder.iterdir() if p.name not in ours)
     other = [name for name in other if not name.startswith(".gpovae-")]
     if other:

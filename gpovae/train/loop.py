@@ -33,6 +33,7 @@ from ..model.vae import VAE
 from .checkpoint import Checkpoint, ends_after_a_step, fingerprint, is_in_file_order
 from .cost import announce, cost, in_bf16, in_seconds
 from .distributed import Group, group
+from .logs import Logs, make_logger
 from .options import TrainOptions
 from .plateau import Plateau
 from .step import Progress, TrainingLoop
@@ -136,6 +137,8 @@ def _set_up(vae, cells, settings, options: TrainOptions, *, start, directory, pr
     plateau = Plateau(settings.effects_patience, cells[1], options.seed)
     # the checkpoint writes the state where one of the others ends the training
     callbacks = [*timer, threads, plateau, checkpoint]
+    if options.logger and processes.rank == 0:
+        callbacks.append(Logs(make_logger(options.logger, directory)))
     if progress and processes.rank == 0:
         callbacks.append(Progress())
     trainer = _trainer(

@@ -16,14 +16,10 @@ from ..core.options import check_fields, documented, option
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/train/05_options.ipynb #23f18a5b
-@documented
+# %% ../../nbs/train/05_options.ipynb #68eef4be
 @dataclass(frozen=True)
-class TrainOptions:
-    """How a training is run: `GPOVAE.train(...)` and `gpovae train` take these options.
-
-    Raises `GpovaeError` for a value of another type.
-    """
+class _Steps:
+    "How long a training goes on, and how a step is computed."
 
     max_epochs: int | None = option(
         None, "At most so many passes over the training cells; None: the preset's number."
@@ -43,6 +39,16 @@ class TrainOptions:
     compile: bool | Literal["auto"] = option(
         "auto", "Compile the likelihood, which takes half a minute first; auto does on GPUs only."
     )
+
+# %% ../../nbs/train/05_options.ipynb #23f18a5b
+@documented
+@dataclass(frozen=True)
+class TrainOptions(_Steps):
+    """How a training is run: `GPOVAE.train(...)` and `gpovae train` take these options.
+
+    Raises `GpovaeError` for a value of another type.
+    """
+
     devices: int | None = option(
         None,
         "Processes that share every batch, one for each GPU or some cores of this machine; more"
@@ -61,6 +67,10 @@ class TrainOptions:
     )
     prior_strength: float = option(
         0.0, "How many confirmed edges that list is worth before the screen is looked at."
+    )
+
+    logger: Literal["csv", "tensorboard", "mlflow"] | None = option(
+        None, "Also write the losses of every epoch for that tool; None: history.csv alone."
     )
 
     def __post_init__(self):

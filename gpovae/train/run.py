@@ -37,6 +37,7 @@ from ..model.response_buffers import ResponseBuffers
 from ..model.vae import VAE
 from .build import Built, assemble
 from .checkpoint import STATE
+from .logs import LOGS
 from .memory import choose, evaluating, placed, sizes
 
 # %% ../../nbs/train/50_run.ipynb #e2eb2a96
@@ -173,7 +174,7 @@ class RunFolder:
         if not self.path.is_dir():
             return []
         names = sorted(p.name for p in self.path.iterdir())
-        ours = (STATE, SETTINGS, WEIGHTS, HISTORY)
+        ours = (STATE, SETTINGS, WEIGHTS, HISTORY, LOGS)
         return [n for n in names if n not in ours and not n.startswith(".gpovae-")]
 
 # %% ../../nbs/train/50_run.ipynb #4140282d

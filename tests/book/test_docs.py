@@ -46,6 +46,18 @@ def test_what_sphinx_reads(tmp_path):
     assert "| `Screen` |" in (source / "names.md").read_text()
 
 
+def test_llms_txt_lists_every_chapter_with_its_claim():
+    "In the order that https://llmstxt.org asks for: a name, a summary, then lists of links."
+    text = docs.llms()
+    lines = text.splitlines()
+    assert lines[0] == "# gpovae" and lines[2].startswith("> ") and text.count("\n# ") == 0
+    pages = re.findall(r"^- \[[^\]]+\]\(([^)]+)\.html\): \S", text, re.M)
+    chapters = {docs.where(p) for p in book.chapters() if p.stem != "index"}
+    assert chapters < set(pages) and len(pages) == len(set(pages))
+    linked = [line for line in lines if line.startswith("- ")]
+    assert len(linked) == len(pages), "a link without a claim"
+
+
 class Asked(HTMLParser):
     "Addresses that a page loads when it is opened; links that a reader may follow are none."
 
@@ -101,6 +113,13 @@ def test_a_site_of_some_chapters(site):
     }
     assert len(pages) > 5 and not outside
     assert Asked('<script src="https://x/y.js"></script>').found == ["https://x/y.js"]
+
+
+def test_llms_txt_of_the_site_leads_to_its_pages(site):
+    text = (site / "llms.txt").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > len(SOME) - 1
+    assert [link for link in links if not (site / link).is_file()] == []
 
 
 def test_a_reader_in_a_browser(site):
