@@ -472,9 +472,9 @@ class Plan(NamedTuple):
         cells = self.n[row]
         return Design.of(cells if n is None else cells / cells.sum() * n, self.m)
 
-    def by_gene(self, row: int) -> np.ndarray:
-        "(genes, effects) power for one perturbation."
-        powers, _ = self.situation.powers(self.design(row), self.frequencies[row])
+    def by_gene(self, row: int, n: float | None = None) -> np.ndarray:
+        "(genes, effects) power for one perturbation; `n` tested cells in place of its own."
+        powers, _ = self.situation.powers(self.design(row, n), self.frequencies[row])
         weights = _gene_weights(self.situation.grid, self.genes)
         return np.tensordot(weights, powers, 2)
 
