@@ -13,12 +13,13 @@ from rich_click import RichCommandPanel
 from .ask import explain, latent, predict, reach, sample
 from .check import check
 from .fit import datasets, prepare, sweep, train
+from .power import power
 from .shell import Commands
 from .show import compare, demo, evaluate, network, report, score
 
 # %% ../../nbs/app/50_cli.ipynb #f7e37636
 _PURPOSES = {
-    "Prepare": (check, prepare, datasets),
+    "Prepare": (check, prepare, power, datasets),
     "Train": (demo, train, sweep),
     "Ask": (predict, explain, reach, network, sample, latent, report),
     "Compare": (evaluate, compare, score),

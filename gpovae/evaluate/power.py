@@ -7,24 +7,22 @@ rank-sum test's power follows from a pilot's controls, without a simulation."""
 __all__ = ['Power', 'power']
 
 # %% ../../nbs/evaluate/98_power.ipynb #98a00003
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy.special import betainc, ndtr, ndtri, owens_t
 from scipy.stats import norm
 
 from ..core.errors import GpovaeError
-from ..core.options import check_fields, documented, option, takes
+from ..core.options import takes
 from ..core.progress import Bar
 from ..data.expression import group_moments
 from ..data.files import open_screen
-from ..data.labels import CONTROL
 from ..data.options import PrepareOptions
+from ..data.planned import PowerOptions
 from ..data.responses import FoldChanges, comparable, fold_changes, strata
 from ..data.screen import Key, Screen
 
@@ -117,7 +115,7 @@ class Moments(NamedTuple):
     with_control: np.ndarray  # of G1(Y) and Y
 
 
-def _moments(mean: float, dispersion: float, library: np.ndarray) -> Moments:
+def moments_of(mean: float, dispersion: float, library: np.ndarray) -> Moments:
     value, perturbed = _distribution(mean, dispersion, library)
     control = perturbed[_ZERO]
     below_control = np.cumsum(control) - control / 2
@@ -193,7 +191,7 @@ def _statistic(moments: Moments, design: Design) -> tuple:
     return excess, np.sqrt(np.maximum(variance, 1e-9)), np.sqrt(np.maximum(null, 1e-9))
 
 # %% ../../nbs/evaluate/98_power.ipynb #98a00044
-def _normal(moments: Moments, design: Design, library: np.ndarray) -> _Normal:
+def normal_of(moments: Moments, design: Design, library: np.ndarray) -> _Normal:
     "Both criteria; `library` (K,) as of the moments."
     excess, sd, null_sd = _statistic(moments, design)
     half_umi = 1 / (2 * design.n * library.mean())
@@ -219,13 +217,13 @@ def _both_below(h: np.ndarray, k: np.ndarray, correlation: np.ndarray) -> np.nda
     return np.clip(both - 0.5 * (h * k < 0), 0, 1)
 
 # %% ../../nbs/evaluate/98_power.ipynb #98a00047
-def _significant(normal: _Normal, bound: float) -> np.ndarray:
+def significant(normal: _Normal, bound: float) -> np.ndarray:
     "Probability that the test is significant, whatever the direction; p-value below `bound`."
     z = -ndtri(bound / 2) * normal.null_sd
     return ndtr((normal.excess - z) / normal.sd) + ndtr((-normal.excess - z) / normal.sd)
 
 
-def _responds(normal: _Normal, bound: float, min_lfc: float) -> np.ndarray:
+def responds(normal: _Normal, bound: float, min_lfc: float) -> np.ndarray:
     "Probability of a responder in the direction of the effect."
     sign = np.where(EFFECTS < 0, -1.0, 1.0)
     z = -ndtri(bound / 2) * normal.null_sd
@@ -243,7 +241,7 @@ def _effect_shares() -> np.ndarray:
     cumulative = norm.cdf(middle / np.maximum(_SCALES, 1e-6)[:, None])
     return np.diff(cumulative, axis=1)
 
-
+# %% ../../nbs/evaluate/98_power.ipynb #98a00055
 def _mixture(lfc: np.ndarray, se: np.ndarray, n_steps: int = 50) -> np.ndarray:
     "(scales,) weights, by expectation maximisation; `lfc` and `se` (genes,) in log2."
     known = se < 1
@@ -258,7 +256,7 @@ def _mixture(lfc: np.ndarray, se: np.ndarray, n_steps: int = 50) -> np.ndarray:
         weight = weight / weight.sum()
     return weight
 
-
+# %% ../../nbs/evaluate/98_power.ipynb #98a00056
 def effect_frequencies(changes: FoldChanges) -> np.ndarray:
     "(R, effects) w of equation evaluate.power.4, for every perturbation."
     rows = zip(changes.lfc / np.log(2), changes.se / np.log(2), strict=True)
@@ -279,7 +277,7 @@ class _Grid(NamedTuple):
         dispersion = _between(genes.dispersion, 4)
         rows = []
         for mean in np.exp(log_mean):
-            rows.append([_moments(mean, phi, library) for phi in dispersion])
+            rows.append([moments_of(mean, phi, library) for phi in dispersion])
             bar.update()
         moments = Moments(*(np.array(x) for x in np.moveaxis(np.array(rows), 2, 0)))
         return cls(log_mean, dispersion, moments, library)
@@ -324,7 +322,7 @@ class _Situation(NamedTuple):
         bound = self.alpha
         for _ in range(100):
             previous = bound
-            chance = np.tensordot(self.weights, _significant(normal, bound), 2)
+            chance = np.tensordot(self.weights, significant(normal, bound), 2)
             # equation evaluate.power.4
             found = 1 + self.n_genes * (chance @ frequencies)
             bound = min(self.alpha * found / self.n_genes, self.alpha)
@@ -334,9 +332,9 @@ class _Situation(NamedTuple):
 
     def powers(self, design: Design, frequencies: np.ndarray) -> tuple[np.ndarray, float]:
         "(means, dispersions, effects) power for each kind of gene, and the bound."
-        normal = _normal(self.grid.moments, design, self.grid.library)
+        normal = normal_of(self.grid.moments, design, self.grid.library)
         bound = self.bound(normal, frequencies)
-        return _responds(normal, bound, self.min_lfc), bound
+        return responds(normal, bound, self.min_lfc), bound
 
 # %% ../../nbs/evaluate/98_power.ipynb #98a00061
 class Pilot(NamedTuple):
@@ -359,6 +357,7 @@ def read_pilot(screen: Screen) -> Pilot:
     changes = fold_changes(screen, rows)
     is_control = screen.is_control[rows]
     stratum, controls = strata(is_control, screen.batch[rows])
+    # who is compared with whom
     place = pd.Index(changes.labels).get_indexer(screen.labels[rows][~is_control])
     n = np.zeros((len(changes.labels), len(controls)))
     np.add.at(n, (place, stratum[~is_control]), 1)
@@ -374,43 +373,6 @@ def read_pilot(screen: Screen) -> Pilot:
         frequencies=effect_frequencies(changes),
     )
 
-# %% ../../nbs/evaluate/98_power.ipynb #98a00062
-@documented
-@dataclass(frozen=True, kw_only=True)
-class PowerOptions:
-    """What is planned, where it differs from the pilot, for `gpovae.power` and `gpovae power`.
-
-    Cells and controls are those that pass quality control.
-    """
-
-    cells: int | None = option(None, "Cells of each perturbation; None: as in the pilot.")
-    controls: int | None = option(None, "Control cells; None: as in the pilot.")
-    depth: float | None = option(None, "Median UMIs of a cell; None: as in the pilot.")
-    genes: int | None = option(
-        None, "Test only so many genes, those with most counts in controls; None: all."
-    )
-    chance: float = option(0.8, "Probability with which an effect is to be seen.")
-    alpha: float | None = option(
-        None, "Bound of the adjusted p-value of a responder; None: that of the preparation."
-    )
-    min_lfc: float | None = option(
-        None, "Least |log2 fold change| of a responder; None: that of the preparation."
-    )
-
-    def __post_init__(self):
-        check_fields(self)
-        for name in ("cells", "controls", "depth", "genes"):
-            value = getattr(self, name)
-            least = 1 if name == "genes" else 2
-            if value is not None and value < least:
-                raise GpovaeError(f"{name}={value} is not possible: it needs {least} or more.")
-        for name in ("chance", "alpha"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise GpovaeError(f"{name}={value} is not possible: it lies between 0 and 1.")
-        if self.min_lfc is not None and self.min_lfc < 0:
-            raise GpovaeError(f"min_lfc={self.min_lfc} is not possible: it needs 0 or more.")
-
 # %% ../../nbs/evaluate/98_power.ipynb #98a00063
 def _rule(screen: Screen, options: PowerOptions) -> tuple[float, float]:
     "alpha and min_lfc: as given, else as the screen was prepared."
@@ -422,7 +384,7 @@ def _rule(screen: Screen, options: PowerOptions) -> tuple[float, float]:
         rule.append(float(record.get(name, getattr(usual, name)) if given is None else given))
     return tuple(rule)
 
-
+# %% ../../nbs/evaluate/98_power.ipynb #98a00065
 def _kept_genes(genes: Genes, n: int | None) -> Genes:
     "The n genes with most counts."
     if n is None:
@@ -562,12 +524,15 @@ class Power:
         cells of each perturbation, and the smallest effects.
     plan : dict
         chance, alpha, min_lfc, genes, depth, controls.
+    pilot : Power, optional
+        The same of the pilot as it is; None where nothing else is planned.
     """
 
     table: pd.DataFrame
     curve: pd.DataFrame
     by_cells: pd.DataFrame
     plan: dict
+    pilot: "Power | None" = None
 
     @property
     def overall(self) -> dict[str, float]:
@@ -575,28 +540,20 @@ class Power:
         return smallest_effects(self.curve, self.plan["chance"])
 
 # %% ../../nbs/evaluate/98_power.ipynb #98a00076
-def _in_words(size: float) -> str:
-    "An effect, log2, for a sentence."
-    if np.isnan(size):
-        return "no effect up to sixteenfold"
-    return f"{size:.2f} ({2**size:.2f}-fold)"
+def _evaluated(pilot: Pilot, options: PowerOptions, rule: tuple, bar: Bar) -> Power:
+    plan = Plan.of(pilot, options, rule, bar)
+    rows, powers = [], []
+    for row in range(len(plan.labels)):
+        numbers, by_effect = _row(plan, row, options.chance)
+        rows.append(numbers)
+        powers.append(by_effect)
+        bar.update()
 
-
-def power_in_words(power: Power) -> str:
-    "The overall result, in sentences."
-    plan, overall = power.plan, power.overall
-    cells = power.table["cells"].median()
-    found, changed = (power.table[name].sum() for name in ("responders", "changed_genes"))
-    return (
-        f"{len(power.table)} perturbations, median {cells:,.0f} cells; {plan['controls']:,}"
-        f" controls, {plan['depth']:,.0f} UMIs, {plan['genes']:,} genes;"
-        f" adjusted p < {plan['alpha']:g}, |log2 fold change| >= {plan['min_lfc']:g}.\n"
-        f"Seen with {plan['chance']:.0%} probability, |log2 fold change|:"
-        f" {_in_words(overall['smallest'])};\n"
-        f"  decreases {_in_words(overall['smallest_decrease'])},"
-        f" increases {_in_words(overall['smallest_increase'])}.\n"
-        f"Responses that would be found: {found:,.0f} of {changed:,.0f} that the pilot suggests."
-    )
+    about = dict(chance=options.chance, alpha=rule[0], min_lfc=rule[1])
+    about |= dict(genes=len(plan.genes.mean), depth=options.depth or pilot.depth)
+    about["controls"] = round(plan.m[-1] / plan.tested)
+    curve = curves(np.mean(powers, axis=0))
+    return Power(pd.DataFrame(rows), curve, _by_cells(plan, options.chance), about)
 
 # %% ../../nbs/evaluate/98_power.ipynb #98a00077
 @takes(PowerOptions)
@@ -625,19 +582,13 @@ def power(screen, *, progress: bool = True, **options) -> Power:
     >>> gpovae.power(adata, cells=200, depth=10_000).overall
     """
     options = PowerOptions(**options)
-    pilot_screen = Screen(open_screen(screen) if isinstance(screen, (str, Path)) else screen)
-    rule = _rule(pilot_screen, options)
-    pilot = read_pilot(pilot_screen)
-    with Bar(total=18 + len(pilot.labels), desc="power", leave=False, progress=progress) as bar:
-        plan = Plan.of(pilot, options, rule, bar)
-        rows, powers = [], []
-        for row in range(len(plan.labels)):
-            numbers, by_effect = _row(plan, row, options.chance)
-            rows.append(numbers)
-            powers.append(by_effect)
-            bar.update()
-        by_cells = _by_cells(plan, options.chance)
-    about = dict(chance=options.chance, alpha=rule[0], min_lfc=rule[1])
-    about |= dict(genes=len(plan.genes.mean), depth=options.depth or pilot.depth)
-    about["controls"] = round(plan.m[-1] / plan.tested)
-    return Power(pd.DataFrame(rows), curves(np.mean(powers, axis=0)), by_cells, about)
+    prepared = Screen(open_screen(screen) if isinstance(screen, (str, Path)) else screen)
+    rule = _rule(prepared, options)
+    pilot = read_pilot(prepared)
+    as_it_is = options.as_it_is()
+    steps = (18 + len(pilot.labels)) * (1 if options == as_it_is else 2)
+    with Bar(total=steps, desc="power", leave=False, progress=progress) as bar:
+        result = _evaluated(pilot, options, rule, bar)
+        if options != as_it_is:
+            result.pilot = _evaluated(pilot, as_it_is, rule, bar)
+    return result
