@@ -1447,6 +1447,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'gpovae.evaluate.power.Genes': ('evaluate/power.html#genes', 'gpovae/evaluate/power.py'),
                                        'gpovae.evaluate.power.Moments': ('evaluate/power.html#moments', 'gpovae/evaluate/power.py'),
                                        'gpovae.evaluate.power.Pilot': ('evaluate/power.html#pilot', 'gpovae/evaluate/power.py'),
+                                       'gpovae.evaluate.power.Pilot.tested': ( 'evaluate/power.html#pilot.tested',
+                                                                               'gpovae/evaluate/power.py'),
                                        'gpovae.evaluate.power.Plan': ('evaluate/power.html#plan', 'gpovae/evaluate/power.py'),
                                        'gpovae.evaluate.power.Plan.by_gene': ( 'evaluate/power.html#plan.by_gene',
                                                                                'gpovae/evaluate/power.py'),

@@ -21,6 +21,7 @@ from ..core.options import takes
 from ..core.progress import Bar
 from ..data.expression import group_moments
 from ..data.files import open_screen
+from ..data.labels import CONTROL
 from ..data.options import PrepareOptions
 from ..data.planned import PowerOptions
 from ..data.responses import FoldChanges, comparable, fold_changes, strata
@@ -343,16 +344,22 @@ class Pilot(NamedTuple):
     labels: list[str]  # (R,) perturbations
     n: np.ndarray  # (R, batches) cells that are tested: of training, that pass
     m: np.ndarray  # (batches,) controls to compare with
-    tested: float  # share of the passing cells that are
+    cells: np.ndarray  # (R,) cells that pass
+    controls: int  # that pass
     genes: Genes
     library: np.ndarray  # (cells,) library sizes
     depth: float  # median library size of the screen
     frequencies: np.ndarray  # (R, effects)
 
+    @property
+    def tested(self) -> float:
+        "Share of the passing cells that are tested."
+        return self.m[-1] / self.controls
+
 
 def read_pilot(screen: Screen) -> Pilot:
     "What the power of a screen depends on."
-    passing = screen.rows(fail=False)
+    passing = pd.Series(screen.labels[screen.rows(fail=False)]).value_counts()
     rows = comparable(screen, screen.rows("train", fail=False))
     changes = fold_changes(screen, rows)
     is_control = screen.is_control[rows]
@@ -366,7 +373,8 @@ def read_pilot(screen: Screen) -> Pilot:
         labels=changes.labels,
         n=n,
         m=np.array([len(c) for c in controls], float),
-        tested=is_control.sum() / screen.is_control[passing].sum(),
+        cells=passing[changes.labels].to_numpy(),
+        controls=int(passing[CONTROL]),
         genes=control_genes(screen, apart[:-1] or apart),
         library=screen.library_size[rows].astype(float),
         depth=float(np.median(screen.library_size)),
@@ -407,6 +415,8 @@ class Plan(NamedTuple):
     labels: list[str]
     n: np.ndarray  # (R, batches)
     m: np.ndarray  # (batches,)
+    cells: np.ndarray  # (R,) that pass quality control
+    controls: int
     tested: float
     genes: Genes
     situation: _Situation
@@ -416,10 +426,12 @@ class Plan(NamedTuple):
     def of(cls, pilot: Pilot, options: PowerOptions, rule: tuple, bar: Bar) -> "Plan":
         "`rule`: alpha and min_lfc."
         genes = _kept_genes(pilot.genes, options.genes)
-        n, m = pilot.n, pilot.m
+        n, m, cells, controls = pilot.n, pilot.m, pilot.cells, pilot.controls
         if options.cells is not None:
+            cells = np.full(len(cells), options.cells)
             n = n / n.sum(1, keepdims=True) * options.cells * pilot.tested
         if options.controls is not None:
+            controls = options.controls
             m = m / m[-1] * options.controls * pilot.tested
         deeper = 1 if options.depth is None else options.depth / pilot.depth
         place = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
@@ -427,7 +439,8 @@ class Plan(NamedTuple):
         grid = _Grid.of(genes, library, bar)
         weights = _gene_weights(grid, genes).mean(0)
         situation = _Situation(grid, weights, len(genes.mean), *rule)
-        return cls(pilot.labels, n, m, pilot.tested, genes, situation, pilot.frequencies)
+        about = (n, m, cells, controls, pilot.tested)
+        return cls(pilot.labels, *about, genes, situation, pilot.frequencies)
 
     def design(self, row: int, n: float | None = None) -> Design:
         "Of a perturbation; `n` tested cells in place of its own."
@@ -475,7 +488,7 @@ def _row(plan: Plan, row: int, chance: float) -> tuple[dict, np.ndarray]:
     n_genes = plan.situation.n_genes
     numbers = dict(
         perturbation=plan.labels[row],
-        cells=round(design.n / plan.tested),
+        cells=int(plan.cells[row]),
         tested_cells=round(design.n),
         tested_controls=round(design.m),
         **smallest_effects(curves(power), chance),
@@ -551,7 +564,7 @@ def _evaluated(pilot: Pilot, options: PowerOptions, rule: tuple, bar: Bar) -> Po
 
     about = dict(chance=options.chance, alpha=rule[0], min_lfc=rule[1])
     about |= dict(genes=len(plan.genes.mean), depth=options.depth or pilot.depth)
-    about["controls"] = round(plan.m[-1] / plan.tested)
+    about["controls"] = plan.controls
     curve = curves(np.mean(powers, axis=0))
     return Power(pd.DataFrame(rows), curve, _by_cells(plan, options.chance), about)
 

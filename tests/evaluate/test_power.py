@@ -95,9 +95,9 @@ def test_power_of_the_normal_approximation_is_that_of_drawn_cells():
 
 def test_more_cells_controls_depth_and_effect_are_seen_better(adata):
     plans = [
-        [dict(cells=n) for n in (20, 60, 200, 1000)],
-        [dict(cells=100, controls=n) for n in (50, 200, 2000)],
-        [dict(cells=100, depth=float(d)) for d in (200, 800, 5000)],
+        [dict(cells=n) for n in (20, 200)],
+        [dict(cells=100, controls=n) for n in (50, 2000)],
+        [dict(cells=100, depth=float(d)) for d in (200, 5000)],
     ]
     for planned in plans:
         results = [gpovae.power(adata, **one, **QUIET) for one in planned]
@@ -150,7 +150,7 @@ def test_each_perturbation_is_judged_by_its_cells(adata):
     table = gpovae.power(adata, **QUIET).table.set_index("perturbation")
     screen = Screen(adata)
     passing = pd.Series(screen.labels[screen.rows(fail=False)]).value_counts()
-    assert (table["cells"] - passing[table.index]).abs().max() <= 2
+    assert (table["cells"] == passing[table.index]).all()
     trained = pd.Series(screen.labels[screen.rows("train", fail=False)]).value_counts()
     assert (table["tested_cells"] == trained[table.index]).all()
     assert (table["tested_controls"] == trained["control"]).all()
