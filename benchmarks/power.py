@@ -33,9 +33,11 @@ import pandas as pd
 import gpovae
 from gpovae.core.progress import Bar
 from gpovae.data.nodes import responding
+from gpovae.data.planned import PowerOptions
 from gpovae.data.screen import Screen
 from gpovae.data.simulate import true_lfc
-from gpovae.evaluate.power import EFFECTS, Plan, PowerOptions, read_pilot
+from gpovae.evaluate.power import Plan, read_pilot
+from gpovae.evaluate.rank_power import EFFECTS
 
 ROOT = Path(__file__).resolve().parents[1]
 ALPHA, MIN_LFC = 0.01, 0.25

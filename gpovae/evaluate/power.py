@@ -13,224 +13,31 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import betainc, ndtr, ndtri, owens_t
 from scipy.stats import norm
 
 from ..core.errors import GpovaeError
 from ..core.options import takes
 from ..core.progress import Bar
-from ..data.expression import group_moments
 from ..data.files import open_screen
 from ..data.labels import CONTROL
 from ..data.options import PrepareOptions
 from ..data.planned import PowerOptions
 from ..data.responses import FoldChanges, comparable, fold_changes, strata
 from ..data.screen import Key, Screen
-
-# %% ../../nbs/evaluate/98_power.ipynb #98a00021
-class Genes(NamedTuple):
-    "What the controls say of each gene."
-
-    mean: np.ndarray  # (genes,) UMI in a cell of median library size: mu
-    dispersion: np.ndarray  # (genes,) phi
-
-
-def _shrunken(estimate: np.ndarray, error: np.ndarray) -> np.ndarray:
-    "Towards their mean, by how far they differ more than their errors do."
-    weight = 1 / error**2
-    centre = np.average(estimate, weights=weight)
-    excess = weight * (estimate - centre) ** 2 - 1
-    between = max(np.average(excess, weights=weight) / np.average(weight, weights=weight), 1e-6)
-    return centre + (estimate - centre) * between / (between + error**2)
-
-# %% ../../nbs/evaluate/98_power.ipynb #98a00022
-_LEAST_MEAN = 1e-3  # UMI; a gene without a count in the controls is not without any
-
-
-def control_genes(screen: Screen, controls: list[np.ndarray]) -> Genes:
-    "Means and dispersions of all genes; `controls` are positions, batch by batch."
-    n = np.array([len(rows) for rows in controls], float)
-    mean, variance = group_moments(screen, controls)
-    mean, variance = (np.average(x, axis=0, weights=n) for x in (mean, variance))
-    library = screen.library_size[np.concatenate(controls)].astype(float)
-    poisson = np.median(screen.library_size) * (1 / library).mean()
-    mean = np.maximum(mean, _LEAST_MEAN)
-
-    estimate = (variance - mean * poisson) / mean**2
-    error = np.sqrt(2 / n.sum()) * np.maximum(variance, mean * poisson) / mean**2
-    return Genes(mean, np.maximum(_shrunken(estimate, error), 0))
-
-# %% ../../nbs/evaluate/98_power.ipynb #98a00031
-_SIZES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4]
-EFFECTS = np.array([-e for e in reversed(_SIZES)] + [0.0] + _SIZES)  # delta, log2
-_ZERO = len(_SIZES)
-
-
-def _edges(largest: float) -> np.ndarray:
-    "Counts at which bins begin: every small one, then wider and wider; ends beyond `largest`."
-    few = np.arange(25)
-    return np.unique(np.r_[few, np.rint(np.geomspace(25, max(largest, 50), 40))])
-
-
-def _below(edges: np.ndarray, mean: np.ndarray, dispersion: float) -> np.ndarray:
-    "Probability of a count below each edge; mean (..., 1)."
-    size = 1 / max(dispersion, 1e-4)
-    # equation evaluate.power.1
-    return np.where(edges > 0, betainc(size, np.maximum(edges, 1), size / (size + mean)), 0)
-
-# %% ../../nbs/evaluate/98_power.ipynb #98a00033
-class _Places(NamedTuple):
-    "Distribution of expression under every effect; the first place is 0."
-
-    value: np.ndarray  # (places,) ascending
-    share: np.ndarray  # (effects, places) adds up to 1
-
-
-def _distribution(mean: float, dispersion: float, library: np.ndarray) -> _Places:
-    "Of a gene; `library` (K,) are relative library sizes, each as frequent as the others."
-    means = mean * np.exp2(EFFECTS)[:, None, None] * library[:, None]
-    largest = means.max()
-    edges = _edges(largest + 8 * np.sqrt(largest + dispersion * largest**2))
-    below = _below(edges, means, dispersion)
-    share = np.diff(below, axis=-1, append=1) / len(library)
-
-    middle = np.append((edges[:-1] + edges[1:] - 1) / 2, edges[-1])
-    value = middle[1:] / library[:, None]
-    order = np.argsort(value, axis=None)
-    silent = share[..., 0].sum(1, keepdims=True)
-    rest = share[..., 1:].reshape(len(EFFECTS), -1)[:, order]
-    return _Places(np.append(0, value.ravel()[order]), np.hstack([silent, rest]))
-
-# %% ../../nbs/evaluate/98_power.ipynb #98a00034
-class Moments(NamedTuple):
-    "What decides the power for a gene, under every effect; each (..., effects)."
-
-    above: np.ndarray  # theta
-    spread_perturbed: np.ndarray  # variance of G0(X)
-    spread_control: np.ndarray  # of G1(Y)
-    tied: np.ndarray  # P(X = Y)
-    silent: np.ndarray  # P(X = 0)
-    mean: np.ndarray  # of X
-    variance: np.ndarray
-    with_perturbed: np.ndarray  # covariance of G0(X) and X
-    with_control: np.ndarray  # of G1(Y) and Y
-
-
-def moments_of(mean: float, dispersion: float, library: np.ndarray) -> Moments:
-    value, perturbed = _distribution(mean, dispersion, library)
-    control = perturbed[_ZERO]
-    below_control = np.cumsum(control) - control / 2
-    below_perturbed = np.cumsum(perturbed, axis=1) - perturbed / 2
-    above = perturbed @ below_control
-    average = perturbed @ value
-    return Moments(
-        above=above,
-        spread_perturbed=perturbed @ below_control**2 - above**2,
-        spread_control=below_perturbed**2 @ control - (1 - above) ** 2,
-        tied=perturbed @ control,
-        silent=perturbed[:, 0],
-        mean=average,
-        variance=perturbed @ value**2 - average**2,
-        with_perturbed=perturbed @ (below_control * value) - above * average,
-        with_control=below_perturbed @ (control * value) - (1 - above) * average[_ZERO],
-    )
-
-# %% ../../nbs/evaluate/98_power.ipynb #98a00041
-class Design(NamedTuple):
-    "Cells of a perturbation and controls, summed over batches."
-
-    n: float  # perturbed cells
-    m: float  # controls to compare with
-    pairs: float  # A
-    by_control: float  # B
-    by_perturbed: float  # C
-    null: float  # sum of n m (n + m + 1)
-    control_noise: float  # what controls add to the variance of a mean, per cell: sum w^2 / m
-    own: float  # sum of n w, the weight of a batch being its share w of the n cells
-
-    @classmethod
-    def of(cls, n: np.ndarray, m: np.ndarray) -> "Design":
-        "`n` and `m` (batches,): cells and controls."
-        pairs = n * m
-        weight = n / n.sum()
-        return cls(
-            n=n.sum(),
-            m=m[n > 0].sum(),
-            pairs=pairs.sum(),
-            by_control=(pairs * np.maximum(m - 1, 0)).sum(),
-            by_perturbed=(pairs * np.maximum(n - 1, 0)).sum(),
-            null=(pairs * (n + m + 1)).sum(),
-            control_noise=(weight**2 / m).sum(),
-            own=(n * weight).sum(),
-        )
-
-# %% ../../nbs/evaluate/98_power.ipynb #98a00042
-class _Normal(NamedTuple):
-    "Statistic and fold change as two correlated normal numbers; each (..., effects)."
-
-    excess: np.ndarray  # mean of the statistic
-    sd: np.ndarray
-    null_sd: np.ndarray  # that the test assumes
-    lfc: np.ndarray  # mean of the estimated log2 fold change
-    lfc_sd: np.ndarray
-    correlation: np.ndarray
-
-
-def _statistic(moments: Moments, design: Design) -> tuple:
-    "Mean, standard deviation and assumed standard deviation of the statistic."
-    above, tied = moments.above, moments.tied
-    excess = design.pairs * (above - 0.5)
-    # equation evaluate.power.2
-    variance = design.by_control * moments.spread_perturbed
-    variance = variance + design.by_perturbed * moments.spread_control
-    variance = variance + design.pairs * (above - tied / 4 - above**2)
-
-    silent_control = moments.silent[..., _ZERO, None]
-    n, m = design.n, design.m
-    silent = (n * moments.silent + m * silent_control) / (n + m)
-    null = design.null / 12 * (1 - silent**3)
-    return excess, np.sqrt(np.maximum(variance, 1e-9)), np.sqrt(np.maximum(null, 1e-9))
-
-# %% ../../nbs/evaluate/98_power.ipynb #98a00044
-def normal_of(moments: Moments, design: Design, library: np.ndarray) -> _Normal:
-    "Both criteria; `library` (K,) as of the moments."
-    excess, sd, null_sd = _statistic(moments, design)
-    half_umi = 1 / (2 * design.n * library.mean())
-    perturbed = moments.mean + half_umi
-    control = perturbed[..., _ZERO, None]
-    noise = moments.variance[..., _ZERO, None] * design.control_noise
-    variance = moments.variance / design.n / perturbed**2 + noise / control**2
-    shared = design.pairs / design.n * moments.with_perturbed / perturbed
-    shared = shared + design.own * moments.with_control / control
-    lfc_sd = np.sqrt(np.maximum(variance, 1e-12))
-    correlation = np.clip(shared / (sd * lfc_sd), -0.999, 0.999)
-    lfc = np.log2(perturbed / control)
-    return _Normal(excess, sd, null_sd, lfc, lfc_sd / np.log(2), correlation)
-
-# %% ../../nbs/evaluate/98_power.ipynb #98a00045
-def _both_below(h: np.ndarray, k: np.ndarray, correlation: np.ndarray) -> np.ndarray:
-    "Probability that two correlated normal numbers lie below h and k (Owen 1956)."
-    h, k = (np.where(np.abs(x) < 1e-9, 1e-9, x) for x in (h, k))
-    root = np.sqrt(1 - correlation**2)
-    a = (k / h - correlation) / root
-    b = (h / k - correlation) / root
-    both = (ndtr(h) + ndtr(k)) / 2 - owens_t(h, a) - owens_t(k, b)
-    return np.clip(both - 0.5 * (h * k < 0), 0, 1)
-
-# %% ../../nbs/evaluate/98_power.ipynb #98a00047
-def significant(normal: _Normal, bound: float) -> np.ndarray:
-    "Probability that the test is significant, whatever the direction; p-value below `bound`."
-    z = -ndtri(bound / 2) * normal.null_sd
-    return ndtr((normal.excess - z) / normal.sd) + ndtr((-normal.excess - z) / normal.sd)
-
-
-def responds(normal: _Normal, bound: float, min_lfc: float) -> np.ndarray:
-    "Probability of a responder in the direction of the effect."
-    sign = np.where(EFFECTS < 0, -1.0, 1.0)
-    z = -ndtri(bound / 2) * normal.null_sd
-    h = (sign * normal.excess - z) / normal.sd
-    # equation evaluate.power.3
-    return _both_below(h, (sign * normal.lfc - min_lfc) / normal.lfc_sd, normal.correlation)
+from gpovae.evaluate.rank_power import (
+    EFFECTS,
+    SIZES,
+    UNCHANGED,
+    Design,
+    Genes,
+    Moments,
+    Normal,
+    control_genes,
+    moments_of,
+    normal_of,
+    responds,
+    significant,
+)
 
 # %% ../../nbs/evaluate/98_power.ipynb #98a00051
 _SCALES = np.array([0, 0.1, 0.2, 0.4, 0.8, 1.6])  # log2
@@ -259,7 +66,7 @@ def _mixture(lfc: np.ndarray, se: np.ndarray, n_steps: int = 50) -> np.ndarray:
 
 # %% ../../nbs/evaluate/98_power.ipynb #98a00056
 def effect_frequencies(changes: FoldChanges) -> np.ndarray:
-    "(R, effects) w of equation evaluate.power.4, for every perturbation."
+    "(R, effects) w of equation evaluate.power.1, for every perturbation."
     rows = zip(changes.lfc / np.log(2), changes.se / np.log(2), strict=True)
     return np.array([_mixture(lfc, se) for lfc, se in rows]) @ _effect_shares()
 
@@ -318,13 +125,13 @@ class _Situation(NamedTuple):
     alpha: float
     min_lfc: float
 
-    def bound(self, normal: _Normal, frequencies: np.ndarray) -> float:
+    def bound(self, normal: Normal, frequencies: np.ndarray) -> float:
         "t, given how frequent each effect is, (effects,)."
         bound = self.alpha
         for _ in range(100):
             previous = bound
             chance = np.tensordot(self.weights, significant(normal, bound), 2)
-            # equation evaluate.power.4
+            # equation evaluate.power.1
             found = 1 + self.n_genes * (chance @ frequencies)
             bound = min(self.alpha * found / self.n_genes, self.alpha)
             if abs(bound - previous) < 1e-3 * bound:
@@ -468,8 +275,8 @@ def _smallest(sizes: np.ndarray, power: np.ndarray, chance: float) -> float:
 
 def curves(power: np.ndarray) -> pd.DataFrame:
     "Power by size of the effect; `power` (effects,)."
-    down, up = power[:_ZERO][::-1], power[_ZERO + 1 :]
-    return pd.DataFrame(dict(effect=_SIZES, decrease=down, increase=up, power=(down + up) / 2))
+    down, up = power[:UNCHANGED][::-1], power[UNCHANGED + 1 :]
+    return pd.DataFrame(dict(effect=SIZES, decrease=down, increase=up, power=(down + up) / 2))
 
 
 def smallest_effects(curve: pd.DataFrame, chance: float) -> dict[str, float]:
