@@ -15,6 +15,7 @@ _lazy = {
     "check": ("gpovae.data.check", "check"),
     "prepare": ("gpovae.data.prepare", "prepare"),
     "prepare_file": ("gpovae.data.prepare", "prepare_file"),
+    "power": ("gpovae.evaluate.power", "power"),
     "GPOVAE": ("gpovae.api", "GPOVAE"),
     "evaluate": ("gpovae.evaluate", None),
     "plots": ("gpovae.plots", None),

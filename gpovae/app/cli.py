@@ -15,12 +15,13 @@ from .assistant import mcp
 from .check import check
 from .export import export
 from .fit import datasets, prepare, sweep, train
+from .power import power
 from .shell import Commands
 from .show import compare, demo, evaluate, network, report, score
 
 # %% ../../nbs/app/50_cli.ipynb #f7e37636
 _PURPOSES = {
-    "Prepare": (check, prepare, datasets),
+    "Prepare": (check, prepare, power, datasets),
     "Train": (demo, train, sweep),
     "Ask": (predict, explain, reach, network, sample, latent, export, report, mcp),
     "Compare": (evaluate, compare, score),

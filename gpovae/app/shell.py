@@ -321,8 +321,9 @@ def run_argument(**settings):
     return click.argument("run", type=in_folder, callback=_is_run, **settings)
 
 # %% ../../nbs/app/20_shell.ipynb #0ef0c3f0
-def file_option(*suffixes: str, **settings) -> Callable:
-    "The option --out: a file, refused before anything is computed where it is of another kind."
+def file_option(*suffixes: str, flag: str = "--out", **settings) -> Callable:
+    "The option --out or another: a file, refused at once where it is of another kind."
+    name = "file" if flag == "--out" else flag.strip("-")
 
     def check(ctx, parameter, file):
         if file and file.suffix.lower() not in suffixes:
@@ -331,7 +332,7 @@ def file_option(*suffixes: str, **settings) -> Callable:
             raise GpovaeError(f"{file} can only be a file that ends in {listed}.")
         return file
 
-    return click.option("--out", "file", type=out_file, callback=check, **settings)
+    return click.option(flag, name, type=out_file, callback=check, **settings)
 
 # %% ../../nbs/app/20_shell.ipynb #0269bd7c
 seed_option = click.option(

@@ -19,13 +19,24 @@ from .screen import Key, Screen
 from .steps import step
 
 # %% ../../nbs/data/70_nodes.ipynb #ef3ee5df
-def _responders(screen: Screen, min_lfc: float, alpha: float, progress: bool) -> pd.Series:
-    "Largest |log2 fold change| of each gene that responds, the perturbed ones left out."
+def responding(
+    screen: Screen, min_lfc: float, alpha: float, progress: bool = False
+) -> pd.DataFrame:
+    """|log2 fold change| where a gene responds to a perturbation, -1 elsewhere.
+
+    (perturbations, genes).
+    """
     rows = comparable(screen, screen.rows("train", fail=False))
-    lfc = np.abs(fold_changes(screen, rows).lfc) / np.log(2)
+    changes = fold_changes(screen, rows)
+    lfc = np.abs(changes.lfc) / np.log(2)
     adjusted = false_discovery_control(rank_sum_test(screen, rows, progress), axis=1)
     responds = (lfc >= min_lfc) & (adjusted < alpha)
-    strength = pd.Series(np.where(responds, lfc, -1).max(axis=0), screen.genes)
+    return pd.DataFrame(np.where(responds, lfc, -1), changes.labels, screen.genes)
+
+# %% ../../nbs/data/70_nodes.ipynb #ef3ee5e0
+def _responders(screen: Screen, min_lfc: float, alpha: float, progress: bool) -> pd.Series:
+    "Largest |log2 fold change| of each gene that responds, the perturbed ones left out."
+    strength = responding(screen, min_lfc, alpha, progress).max(axis=0)
     return strength[(strength >= 0) & ~strength.index.isin(screen.targets)]
 
 # %% ../../nbs/data/70_nodes.ipynb #a89a0b2c
