@@ -24,8 +24,9 @@ def loaded(folder):
 
 
 @pytest.fixture(scope="module")
-def simulated(demo):
-    return loaded(demo[0])
+def scores(demo):
+    "How good the model of the demo is."
+    return loaded(demo[0]).evaluate()
 
 
 @pytest.mark.xdist_group("demo")
@@ -39,20 +40,18 @@ def test_demo_says_how_good_it_is_and_where(demo):
 
 
 @pytest.mark.xdist_group("demo")
-def test_simulated_network_is_five_times_better_than_chance(simulated):
-    truth = simulated.evaluate().truth.loc["direct"]
+def test_simulated_network_is_five_times_better_than_chance(scores):
+    truth = scores.truth.loc["direct"]
     assert truth.auprc["model"] >= 5 * truth.chance["model"]
     assert truth.auprc["model"] > truth.auprc["mean difference"]
     assert truth.sign_accuracy["model"] >= 0.95
 
 
 @pytest.mark.xdist_group("demo")
-def test_simulated_effects_beat_the_training_mean(simulated):
-    scores = simulated.evaluate().response.ate_rho
-    assert (
-        scores["model"] > scores["training mean"]
-        and scores["model"] > scores["no effect (control mean)"] + 0.2
-    )
+def test_simulated_effects_beat_the_training_mean(scores):
+    rho = scores.response.ate_rho
+    assert rho["model"] > rho["training mean"]
+    assert rho["model"] > rho["no effect (control mean)"] + 0.2
 
 
 @pytest.fixture(scope="module")

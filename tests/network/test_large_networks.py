@@ -18,6 +18,9 @@ from gpovae.network.grn import contract
 from gpovae.network.regression import SMALL, fit_network
 from gpovae.network.runs import run_chains
 
+# one worker compiles the sampler
+pytestmark = pytest.mark.xdist_group("candidates")
+
 
 def screen(n, seed=0, regulators=3, **how):
     "Edges (n, n), and the table of a screen of which two thirds of the nodes are perturbed."
