@@ -99,6 +99,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'gpovae.app.page._as_html': ('app/page.html#_as_html', 'gpovae/app/page.py'),
                                  'gpovae.app.page._csv_link': ('app/page.html#_csv_link', 'gpovae/app/page.py'),
                                  'gpovae.app.page._cut': ('app/page.html#_cut', 'gpovae/app/page.py'),
+                                 'gpovae.app.page._flat': ('app/page.html#_flat', 'gpovae/app/page.py'),
                                  'gpovae.app.page._interactive': ('app/page.html#_interactive', 'gpovae/app/page.py'),
                                  'gpovae.app.page._library': ('app/page.html#_library', 'gpovae/app/page.py'),
                                  'gpovae.app.page._number': ('app/page.html#_number', 'gpovae/app/page.py'),

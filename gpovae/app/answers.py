@@ -67,7 +67,9 @@ def _how_sure(edges: pd.DataFrame) -> str:
         return "Nothing is claimed of the network."
     false = (1 - edges["probability"]).sum()
     count = f"{false:,.0f}" if false >= 1 else "fewer than one"
-    return f"By their probabilities, {count} of these {len(edges):,} edges are expected to be false."
+    return (
+        f"By their probabilities, {count} of these {len(edges):,} edges are expected to be false."
+    )
 
 # %% ../../nbs/app/12_answers.ipynb #cff1a700
 def answers(adata: ad.AnnData, edges: pd.DataFrame, scores: Scores | None = None) -> HTML:

@@ -86,9 +86,10 @@ _MOST_CELLS = 30_000  # of a table: about 1 MB in the page
 MOST_EDGES = 4_000  # of an explorable network: about 1 MB
 
 
-def _cut(data: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def _cut(data: pd.DataFrame, index: bool) -> tuple[pd.DataFrame, str]:
     "The rows that a page has room for, and the sentence that says which."
-    most = max(_MOST_CELLS // (data.shape[1] + data.index.nlevels), 1)
+    columns = data.shape[1] + index * data.index.nlevels
+    most = max(_MOST_CELLS // max(columns, 1), 1)
     if len(data) <= most:
         return data, ""
     count = f"The page holds the first {most:,} of {len(data):,} rows, to stay small."
@@ -100,7 +101,7 @@ def _interactive(data: pd.DataFrame, name: str, index: bool) -> str:
     # `sort` are the numbers that rows are sorted by, not those of three digits
     numbers = dict(orthogonal="sort")
     button = dict(extend="csvHtml5", text="CSV", filename=name, exportOptions=numbers)
-    data = data.apply(_stored).rename(columns=_readable)
+    data = _flat(data, index).apply(_stored)
     with pd.option_context("display.float_format", _number):
         made = to_html_datatable(
             data,
@@ -108,14 +109,15 @@ def _interactive(data: pd.DataFrame, name: str, index: bool) -> str:
             display_logo_when_loading=False,
             maxBytes=0,
             maxColumns=0,
-            showIndex=index,
-            layout=_LAYOUT,
+            showIndex=False,
+            layout=_LAYOUT if len(data) > 10 else _SMALL,
+            pageLength=10,
             buttons=[button],
             scrollX=True,
             fixedColumns=dict(start=1),
             classes="display compact",
         )
-    return made.replace(r'[\"NaN\", ', r'[\"-\", ')
+    return made.replace(r"[\"NaN\", ", r"[\"-\", ")
 
 # %% ../../nbs/app/10_page.ipynb #bae967af
 def _stored(column: pd.Series) -> pd.Series:
@@ -126,9 +128,20 @@ def _stored(column: pd.Series) -> pd.Series:
         return column
     return column.astype(object).where(column.notna(), "-")
 
+
+def _flat(data: pd.DataFrame, index: bool) -> pd.DataFrame:
+    "One row of readable headings, the index among the columns."
+    names = [" ".join(map(str, c)) if isinstance(c, tuple) else c for c in data.columns]
+    flat = data.set_axis([_readable(name) for name in names], axis=1)
+    if not index:
+        return flat
+    levels = [_readable(name or "") for name in data.index.names]
+    return flat.reset_index(names=levels, allow_duplicates=True)
+
 # %% ../../nbs/app/10_page.ipynb #8b4b7708
 _MIME = "application/x-gpovae-table+html"  # a page shows it in place of text/html
 _LAYOUT = dict(topStart="search", topEnd="buttons", bottomStart="info", bottomEnd="paging")
+_SMALL = dict(topStart=None, topEnd=None, bottomStart="buttons", bottomEnd=None)
 
 
 class Table:
@@ -154,9 +167,9 @@ def table(
     `name` is that of the file; `shown`, words in place of numbers, is seen in place of the
     data, which is then behind a link.
     """
-    kept, note = _cut(data if shown is None else shown)
     link = "" if shown is None else _csv_link(data, name, index)
     index = index or shown is not None
+    kept, note = _cut(data if shown is None else shown, index)
     plain = _as_html(kept.head(rows), index) + link
     return Table(plain, _interactive(kept, name, index) + note + link)
 
@@ -193,9 +206,11 @@ h2 { border-top: 1px solid #ddd; padding-top: 1.2rem; margin-top: 2.2rem }
 h4 { margin-bottom: 0 }
 img { max-width: 100%; height: auto; background: #fff }
 .csv, .cut { margin: .2rem 0 1rem; font-size: .82rem }
+table.dataTable :is(th, td):not(.dt-type-numeric) { text-align: left }
 .dt-container { font-size: .82rem; margin: .5rem 0 1rem; overflow: hidden }
-table { border: 0; border-collapse: collapse; font-size: .82rem; margin: .5rem 0; display: block;
-  overflow-x: auto }
+table { border: 0; border-collapse: collapse; font-size: .82rem; margin: .5rem 0 }
+/* one that scrolls by itself would take its first column along */
+table:not(.dataTable) { display: block; overflow-x: auto }
 th, td { padding: .25rem .55rem; text-align: right; border: 0; border-bottom: 1px solid #e4e4e4 }
 tbody th, th:first-child, td:first-child { text-align: left }
 footer { grid-column: 2; color: #777; font-size: .8rem; margin-top: 3rem;
@@ -234,7 +249,7 @@ _print = """
   body { display: block; max-width: none; padding: 0; font-size: 11pt }
   h2, h3, h4 { break-after: avoid }
   img, tr { break-inside: avoid }
-  table { display: table; overflow: visible; font-size: 7pt }
+  table, table:not(.dataTable) { display: table; overflow: visible; font-size: 7pt }
   th, td { padding: .1rem .25rem }
   p { orphans: 3; widows: 3 }
 }

@@ -204,12 +204,12 @@ def _network_point(scores) -> str:
 def verdict_points(scores) -> dict[str, str]:
     "Five answers on what `evaluate` found, by their subject, of at most one number each."
     rho, ceiling = scores.response["ate_rho"]["model"], scores.ceiling["ceiling"]
-    reached = "the test cells are too few to say how much better a prediction could be."
+    reached = "the test cells are too few to say."
     if ceiling > 0:
-        reached = f"that is {rho / ceiling:.0%} of what the noise of the test cells allows."
+        reached = f"{rho / ceiling:.0%} is reached, given the noise of the test cells."
     return {
         "Predicted effects": f"correlate with those of unseen cells at {rho:.2f}.",
-        "Room for better": reached,
+        "Of what is possible": reached,
         "Simple methods": _on_the_strongest(scores),
         "Unseen perturbations": _unseen_point(scores),
         "Network": _network_point(scores),
