@@ -324,6 +324,8 @@ def page(notebook: nbformat.NotebookNode) -> str:
     exporter = HTMLExporter(extra_loaders=[loader], template_file="gpovae.html.j2")
     body, _ = exporter.from_notebook_node(_with_tables(notebook))
 
+    # the explorable network starts when it comes into view
+    body = body.replace("<iframe ", '<iframe loading="lazy" ')
     headings = _heading.findall(body)
     titles = [text for level, _, text in headings if level == "1"]
     sections = [(anchor, text) for level, anchor, text in headings if level == "2"]

