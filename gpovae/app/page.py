@@ -115,6 +115,8 @@ def _interactive(data: pd.DataFrame, name: str, index: bool) -> str:
             buttons=[button],
             scrollX=True,
             fixedColumns=dict(start=1),
+            # else a click on a heading selects it, and only its arrows sort
+            text_in_header_can_be_selected=False,
             classes="display compact",
         )
     return made.replace(r"[\"NaN\", ", r"[\"-\", ")

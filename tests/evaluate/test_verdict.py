@@ -43,8 +43,9 @@ def effects(screen):
 def test_five_points_of_one_number_each(screen, effects):
     seen = effects.drop(index="MYC")
     edges = mean_difference(screen).assign(probability=0.9).head(10)
+    noise = np.random.default_rng(0).normal(0, 1, seen.shape)
     more = dict(unseen=effects.loc[["MYC"]], thorough=False)
-    found = evaluate(screen, seen * 0.5 + 0.1, edges, others={"run": seen}, **more)
+    found = evaluate(screen, seen + noise, edges, others={"run": seen}, **more)
     points = found.verdict().split("\n")
     numbers = [re.findall(r"[+-]?\d[\d.]*", p) for p in points]
     assert [len(n) for n in numbers] == [1, 1, 1, 1, 1], points
@@ -60,7 +61,7 @@ def test_five_points_of_one_number_each(screen, effects):
     html = found._repr_html_()
     assert html.count("<li>") == 5 and html.index("<details>") < html.index("<table")
     # names of other models are text
-    named = evaluate(screen, seen * 0.5 + 0.1, others={"<b>": seen}, **more)
+    named = evaluate(screen, seen + noise, others={"<b>": seen}, **more)
     assert "<b>," not in named._repr_html_().split("<table")[0]
 
 
