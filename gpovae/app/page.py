@@ -73,9 +73,9 @@ def _as_html(frame: pd.DataFrame, index: bool) -> str:
     return frame.to_html(index=index, na_rep="-", float_format=_number)
 
 # %% ../../nbs/app/10_page.ipynb #d688f9c8
-def _csv_link(data: pd.DataFrame, name: str, index: bool) -> str:
+def _csv_link(frame: pd.DataFrame, name: str, index: bool) -> str:
     "A link that holds the numbers behind a table of words."
-    file = base64.b64encode(data.to_csv(index=index).encode()).decode()
+    file = base64.b64encode(frame.to_csv(index=index).encode()).decode()
     return (
         f'<p class="csv"><a download="{html.escape(name)}.csv"'
         f' href="data:text/csv;base64,{file}">The numbers as CSV</a></p>'
@@ -86,31 +86,31 @@ _MOST_CELLS = 30_000  # of a table: about 1 MB in the page
 MOST_EDGES = 4_000  # of an explorable network: about 1 MB
 
 
-def _cut(data: pd.DataFrame, index: bool) -> tuple[pd.DataFrame, str]:
+def _cut(frame: pd.DataFrame, index: bool) -> tuple[pd.DataFrame, str]:
     "The rows that a page has room for, and the sentence that says which."
-    columns = data.shape[1] + index * data.index.nlevels
+    columns = frame.shape[1] + index * frame.index.nlevels
     most = max(_MOST_CELLS // max(columns, 1), 1)
-    if len(data) <= most:
-        return data, ""
-    count = f"The page holds the first {most:,} of {len(data):,} rows, to stay small."
-    return data.head(most), f'<p class="cut">{count}</p>'
+    if len(frame) <= most:
+        return frame, ""
+    count = f"The page holds the first {most:,} of {len(frame):,} rows, to stay small."
+    return frame.head(most), f'<p class="cut">{count}</p>'
 
 # %% ../../nbs/app/10_page.ipynb #49ba13c7
-def _interactive(data: pd.DataFrame, name: str, index: bool) -> str:
+def _interactive(frame: pd.DataFrame, name: str, index: bool) -> str:
     "By itables; what it downloads are the numbers behind what it shows."
     # `sort` are the numbers that rows are sorted by, not those of three digits
     numbers = dict(orthogonal="sort")
     button = dict(extend="csvHtml5", text="CSV", filename=name, exportOptions=numbers)
-    data = _flat(data, index).apply(_stored)
+    frame = _flat(frame, index).apply(_stored)
     with pd.option_context("display.float_format", _number):
         made = to_html_datatable(
-            data,
+            frame,
             connected=False,
             display_logo_when_loading=False,
             maxBytes=0,
             maxColumns=0,
             showIndex=False,
-            layout=_LAYOUT if len(data) > 10 else _SMALL,
+            layout=_LAYOUT if len(frame) > 10 else _SMALL,
             pageLength=10,
             buttons=[button],
             scrollX=True,
@@ -131,13 +131,13 @@ def _stored(column: pd.Series) -> pd.Series:
     return column.astype(object).where(column.notna(), "-")
 
 
-def _flat(data: pd.DataFrame, index: bool) -> pd.DataFrame:
+def _flat(frame: pd.DataFrame, index: bool) -> pd.DataFrame:
     "One row of readable headings, the index among the columns."
-    names = [" ".join(map(str, c)) if isinstance(c, tuple) else c for c in data.columns]
-    flat = data.set_axis([_readable(name) for name in names], axis=1)
+    names = [" ".join(map(str, c)) if isinstance(c, tuple) else c for c in frame.columns]
+    flat = frame.set_axis([_readable(name) for name in names], axis=1)
     if not index:
         return flat
-    levels = [_readable(name or "") for name in data.index.names]
+    levels = [_readable(name or "") for name in frame.index.names]
     return flat.reset_index(names=levels, allow_duplicates=True)
 
 # %% ../../nbs/app/10_page.ipynb #8b4b7708
@@ -158,7 +158,7 @@ class Table:
 
 # %% ../../nbs/app/10_page.ipynb #0d1e0003
 def table(
-    data: pd.DataFrame,
+    frame: pd.DataFrame,
     name: str,
     rows: int = 30,
     index: bool = True,
@@ -169,9 +169,9 @@ def table(
     `name` is that of the file; `shown`, words in place of numbers, is seen in place of the
     data, which is then behind a link.
     """
-    link = "" if shown is None else _csv_link(data, name, index)
+    link = "" if shown is None else _csv_link(frame, name, index)
     index = index or shown is not None
-    kept, note = _cut(data if shown is None else shown, index)
+    kept, note = _cut(frame if shown is None else shown, index)
     plain = _as_html(kept.head(rows), index) + link
     return Table(plain, _interactive(kept, name, index) + note + link)
 

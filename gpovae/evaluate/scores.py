@@ -122,16 +122,6 @@ class Scores(_CellScores, _NetworkScores):
         points = verdict_points(self).items()
         return "\n".join(f"- {name}: {point}" for name, point in points)
 
-    def details(self) -> str:
-        """What the model beats, and what beats it.
-
-        Returns
-        -------
-        str
-            One paragraph, computed from the numbers.
-        """
-        return " ".join(verdict_sentences(self))
-
 # %% ../../nbs/evaluate/95_scores.ipynb #40810c86
 _LABELS = METRICS | dict(share_of_ceiling="share of ceiling")
 
@@ -204,6 +194,18 @@ def tables(self: Scores) -> dict[str, pd.DataFrame]:
     """
     parts = _response_tables(self) | _cell_tables(self) | _network_tables(self)
     return {heading: table.astype(float).round(3) for heading, table in parts.items()}
+
+
+@patch
+def details(self: Scores) -> str:
+    """What the model beats, and what beats it.
+
+    Returns
+    -------
+    str
+        One paragraph, computed from the numbers.
+    """
+    return " ".join(verdict_sentences(self))
 
 
 @patch
