@@ -12,12 +12,16 @@ import datetime
 import html
 import json
 import re
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
+from itables import to_html_datatable
+from itables.javascript import generate_init_offline_itables_html
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 
@@ -68,35 +72,118 @@ def _as_html(frame: pd.DataFrame, index: bool) -> str:
     frame = frame.rename_axis(index=lambda _: None, columns=lambda _: None)
     return frame.to_html(index=index, na_rep="-", float_format=_number)
 
-# %% ../../nbs/app/10_page.ipynb #0d1e0002
-def _csv_link(data: pd.DataFrame, name: str, rows: int, index: bool) -> str:
-    "A link that holds the whole table."
-    file = base64.b64encode(data.to_csv(index=index).encode()).decode()
-    count = f"{len(data):,} row{'s' * (len(data) != 1)}"
-    if len(data) > rows:
-        count = f"All {count}"
+# %% ../../nbs/app/10_page.ipynb #d688f9c8
+def _csv_link(frame: pd.DataFrame, name: str, index: bool) -> str:
+    "A link that holds the numbers behind a table of words."
+    file = base64.b64encode(frame.to_csv(index=index).encode()).decode()
     return (
         f'<p class="csv"><a download="{html.escape(name)}.csv"'
-        f' href="data:text/csv;base64,{file}">{count} as CSV</a></p>'
+        f' href="data:text/csv;base64,{file}">The numbers as CSV</a></p>'
     )
+
+# %% ../../nbs/app/10_page.ipynb #0d1e0002
+_MOST_CELLS = 30_000  # of a table: about 1 MB in the page
+MOST_EDGES = 4_000  # of an explorable network: about 1 MB
+
+
+def _cut(frame: pd.DataFrame, index: bool) -> tuple[pd.DataFrame, str]:
+    "The rows that a page has room for, and the sentence that says which."
+    columns = frame.shape[1] + index * frame.index.nlevels
+    most = max(_MOST_CELLS // max(columns, 1), 1)
+    if len(frame) <= most:
+        return frame, ""
+    count = f"The page holds the first {most:,} of {len(frame):,} rows, to stay small."
+    return frame.head(most), f'<p class="cut">{count}</p>'
+
+# %% ../../nbs/app/10_page.ipynb #49ba13c7
+def _interactive(frame: pd.DataFrame, name: str, index: bool) -> str:
+    "By itables; what it downloads are the numbers behind what it shows."
+    # `sort` are the numbers that rows are sorted by, not those of three digits
+    numbers = dict(orthogonal="sort")
+    button = dict(extend="csvHtml5", text="CSV", filename=name, exportOptions=numbers)
+    frame = _flat(frame, index).apply(_stored)
+    with pd.option_context("display.float_format", _number):
+        made = to_html_datatable(
+            frame,
+            connected=False,
+            display_logo_when_loading=False,
+            maxBytes=0,
+            maxColumns=0,
+            showIndex=False,
+            layout=_LAYOUT if len(frame) > 10 else _SMALL,
+            pageLength=10,
+            buttons=[button],
+            scrollX=True,
+            fixedColumns=dict(start=1),
+            # else a click on a heading selects it, and only its arrows sort
+            text_in_header_can_be_selected=False,
+            classes="display compact",
+        )
+    return made.replace(r"[\"NaN\", ", r"[\"-\", ")
+
+# %% ../../nbs/app/10_page.ipynb #bae967af
+def _stored(column: pd.Series) -> pd.Series:
+    "A column as the page holds and downloads it: six digits, and `-` for a missing word."
+    if pd.api.types.is_float_dtype(column):
+        return column.map(lambda value: float(f"{value:.6g}"), na_action="ignore")
+    if pd.api.types.is_numeric_dtype(column):
+        return column
+    return column.astype(object).where(column.notna(), "-")
+
+
+def _flat(frame: pd.DataFrame, index: bool) -> pd.DataFrame:
+    "One row of readable headings, the index among the columns."
+    names = [" ".join(map(str, c)) if isinstance(c, tuple) else c for c in frame.columns]
+    flat = frame.set_axis([_readable(name) for name in names], axis=1)
+    if not index:
+        return flat
+    levels = [_readable(name or "") for name in frame.index.names]
+    return flat.reset_index(names=levels, allow_duplicates=True)
+
+# %% ../../nbs/app/10_page.ipynb #8b4b7708
+_MIME = "application/x-gpovae-table+html"  # a page shows it in place of text/html
+_LAYOUT = dict(topStart="search", topEnd="buttons", bottomStart="info", bottomEnd="paging")
+_SMALL = dict(topStart=None, topEnd=None, bottomStart="buttons", bottomEnd=None)
+
+
+class Table:
+    "Two forms of a table: plain for notebooks, and one to sort, search and download for pages."
+
+    def __init__(self, plain: str, interactive: str):
+        self.plain = plain
+        self.interactive = interactive
+
+    def _repr_mimebundle_(self, **_) -> dict[str, str]:
+        return {"text/html": self.plain, _MIME: self.interactive}
 
 # %% ../../nbs/app/10_page.ipynb #0d1e0003
 def table(
-    data: pd.DataFrame,
+    frame: pd.DataFrame,
     name: str,
     rows: int = 30,
     index: bool = True,
-    shown: pd.DataFrame | str | None = None,
-) -> HTML:
-    """A table of a report: its first rows, and all of it as CSV behind a link.
+    shown: pd.DataFrame | None = None,
+) -> Table:
+    """A table of a report: its first rows in the notebook, all that has room in the page.
 
-    `name` is that of the file; `shown`, a table or HTML, is seen in place of the data.
+    `name` is that of the file; `shown`, words in place of numbers, is seen in place of the
+    data, which is then behind a link.
     """
-    if shown is None:
-        shown = _as_html(data.head(rows), index)
-    elif not isinstance(shown, str):
-        shown = _as_html(shown, index=True)
-    return HTML(shown + _csv_link(data, name, rows, index))
+    link = "" if shown is None else _csv_link(frame, name, index)
+    index = index or shown is not None
+    kept, note = _cut(frame if shown is None else shown, index)
+    plain = _as_html(kept.head(rows), index) + link
+    return Table(plain, _interactive(kept, name, index) + note + link)
+
+# %% ../../nbs/app/10_page.ipynb #0a622bd0
+@cache
+def _library() -> str:
+    "Styles and scripts of DataTables, as itables bundles them; light or dark as the page is."
+    bundle = files("itables") / "html" / "dt_bundle.js"
+    setup = generate_init_offline_itables_html(str(bundle))
+    promise = re.search(r"window\.(_itables_\w+)", setup)[0]
+    dark = f"{promise}.then(library => library.set_or_remove_dark_class())"
+    return f"{setup}<script>{dark}</script>"
 
 # %% ../../nbs/app/10_page.ipynb #af82aedd
 _template = """{%- extends 'basic/index.html.j2' -%}
@@ -104,7 +191,9 @@ _template = """{%- extends 'basic/index.html.j2' -%}
 {%- block output_prompt %}{% endblock %}
 {%- block output_area_prompt %}{% endblock %}
 {%- block stream_stderr %}{% endblock %}
-{% block input %}<pre class="code">{{ cell.source | escape }}</pre>{% endblock %}"""
+{% block input %}<pre class="code">{{ cell.source | escape }}</pre>{% endblock %}
+{% block data_png scoped %}<label class="zoom" title="click to enlarge, again to close">
+<input type="checkbox" aria-label="enlarge the figure">{{ super() }}</label>{% endblock %}"""
 
 # %% ../../nbs/app/10_page.ipynb #0d1e0007
 _layout = """
@@ -118,14 +207,35 @@ h1 { margin-top: 0 }
 h2 { border-top: 1px solid #ddd; padding-top: 1.2rem; margin-top: 2.2rem }
 h4 { margin-bottom: 0 }
 img { max-width: 100%; height: auto; background: #fff }
-.csv { margin: .2rem 0 1rem; font-size: .82rem }
-table { border: 0; border-collapse: collapse; font-size: .82rem; margin: .5rem 0; display: block;
-  overflow-x: auto }
+.csv, .cut { margin: .2rem 0 1rem; font-size: .82rem }
+table.dataTable :is(th, td):not(.dt-type-numeric) { text-align: left }
+.dt-container { font-size: .82rem; margin: .5rem 0 1rem; overflow: hidden }
+table { border: 0; border-collapse: collapse; font-size: .82rem; margin: .5rem 0 }
+/* one that scrolls by itself would take its first column along */
+table:not(.dataTable) { display: block; overflow-x: auto }
 th, td { padding: .25rem .55rem; text-align: right; border: 0; border-bottom: 1px solid #e4e4e4 }
 tbody th, th:first-child, td:first-child { text-align: left }
 footer { grid-column: 2; color: #777; font-size: .8rem; margin-top: 3rem;
   border-top: 1px solid #ddd }
-@media (max-width: 50rem) { body { display: block } nav { position: static } }
+@media (max-width: 50rem) {
+  body { display: block; padding: .5rem .8rem }
+  nav { position: static }
+  .dt-container .dt-paging, .dt-container .dt-info { font-size: .75rem }
+}
+"""
+_figures = """
+.zoom { display: block; width: fit-content; max-width: 100%; cursor: zoom-in }
+.zoom input { position: absolute; opacity: 0 }
+.zoom:has(:focus-visible) { outline: 2px solid #0072B2 }
+.zoom:has(:checked) { position: fixed; inset: 0; z-index: 99; width: auto; overflow: auto;
+  background: #fff; cursor: zoom-out }
+.zoom:has(:checked) img { max-width: none; width: max(100%, 75rem) }
+"""
+_answers = """
+.answers { padding-left: 1.1rem }
+.answers li { margin: .45rem 0 }
+details { margin: .6rem 0 1.2rem }
+summary { cursor: pointer; color: #0072B2 }
 """
 
 # %% ../../nbs/app/10_page.ipynb #0d1e0009
@@ -137,11 +247,11 @@ body:has(#show:checked) .code { display: block; color: inherit; background: #f6f
 """
 _print = """
 @media print {
-  nav, .csv, iframe { display: none }
+  nav, .csv, iframe, .dt-search, .dt-buttons, .dt-paging { display: none }
   body { display: block; max-width: none; padding: 0; font-size: 11pt }
   h2, h3, h4 { break-after: avoid }
   img, tr { break-inside: avoid }
-  table { display: table; overflow: visible; font-size: 7pt }
+  table, table:not(.dataTable) { display: table; overflow: visible; font-size: 7pt }
   th, td { padding: .1rem .25rem }
   p { orphans: 3; widows: 3 }
 }
@@ -150,7 +260,7 @@ _dark = """
 @media screen { :root { color-scheme: light dark } }
 @media screen and (prefers-color-scheme: dark) {
   body { background: #17191c; color: #e4e4e4 }
-  a { color: #7cc0ee }
+  a, summary { color: #7cc0ee }
   nav label, footer { color: #a6abb1 }
   h2, footer, th, td { border-color: #3a3f45 }
   body:has(#show:checked) .code { background: #202429 }
@@ -159,10 +269,17 @@ _dark = """
 """
 
 # %% ../../nbs/app/10_page.ipynb #0d1e000a
+# a page asks for nothing from elsewhere; the scripts are those of itables and of the explorer
+_policy = (
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:; img-src data: blob:;"
+    " style-src 'unsafe-inline'; font-src data:; frame-src 'self'; form-action 'none';"
+    " base-uri 'none'"
+)
 _page = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>{style}</style>
@@ -171,11 +288,23 @@ _page = """<!DOCTYPE html>
 <nav>{links}<label><input type="checkbox" id="show"> show the code</label></nav>
 <main>{body}</main>
 <footer><p>gpovae {version}, {date}</p></footer>
+{library}
 </body>
 </html>"""
 _heading = re.compile(
     r'<h([12])[^>]*id="([^"]+)"[^>]*>(.*?)(?:<a class="anchor-link"|</h)', re.DOTALL
 )
+
+# %% ../../nbs/app/10_page.ipynb #ca61b5ed
+def _with_tables(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    "A copy whose tables are those to sort and search."
+    notebook = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            bundle = output.get("data", {})
+            if _MIME in bundle:
+                bundle["text/html"] = bundle.pop(_MIME)
+    return notebook
 
 # %% ../../nbs/app/10_page.ipynb #9a3f6d2c
 def page(notebook: nbformat.NotebookNode) -> str:
@@ -195,16 +324,20 @@ def page(notebook: nbformat.NotebookNode) -> str:
 
     loader = DictLoader({"gpovae.html.j2": _template})
     exporter = HTMLExporter(extra_loaders=[loader], template_file="gpovae.html.j2")
-    body, _ = exporter.from_notebook_node(notebook)
+    body, _ = exporter.from_notebook_node(_with_tables(notebook))
 
+    # the explorable network starts when it comes into view
+    body = body.replace("<iframe ", '<iframe loading="lazy" ')
     headings = _heading.findall(body)
     titles = [text for level, _, text in headings if level == "1"]
     sections = [(anchor, text) for level, anchor, text in headings if level == "2"]
     return _page.format(
         title=titles[0] if titles else "gpovae",
-        style=_layout + _code + _print + _dark,
+        policy=_policy,
+        style=_layout + _figures + _answers + _code + _print + _dark,
         links="".join(f'<a href="#{anchor}">{text}</a>' for anchor, text in sections),
         body=body,
+        library=_library() if "_itables_" in body else "",
         version=__version__,
         date=datetime.date.today().isoformat(),
     )

@@ -36,7 +36,7 @@ from .observed import observe
 from .rankings import networks
 from .response import METRICS
 from .truth import calibration, compare_truth, truth_scores
-from .verdict import count_evidence, verdict_sentences
+from .verdict import count_evidence, verdict_html, verdict_points, verdict_sentences
 
 # %% ../../nbs/evaluate/95_scores.ipynb #29beee48
 SIZE_PROBABILITY = 0.5  # an edge is one where it is more likely than not
@@ -80,8 +80,8 @@ class _NetworkScores:
 class Scores(_CellScores, _NetworkScores):
     """What `evaluate` found.
 
-    `tables()` as one prints them, `verdict()` in words, `to_json()` for machines. What was not
-    asked for is None.
+    `tables()` as one prints them, `verdict()` and `details()` in words, `to_json()` for machines.
+    What was not asked for is None.
     """
 
     # (method, metric): value, from, to, and difference (model minus method) with its interval
@@ -112,14 +112,15 @@ class Scores(_CellScores, _NetworkScores):
         return advantage(self.compared, "ate_rho")
 
     def verdict(self) -> str:
-        """What the model beats, and what beats it.
+        """How far the model can be believed, in five points.
 
         Returns
         -------
         str
-            One paragraph, computed from the numbers.
+            A Markdown list, of at most one number a point; `details` has the others.
         """
-        return " ".join(verdict_sentences(self))
+        points = verdict_points(self).items()
+        return "\n".join(f"- {name}: {point}" for name, point in points)
 
 # %% ../../nbs/evaluate/95_scores.ipynb #40810c86
 _LABELS = METRICS | dict(share_of_ceiling="share of ceiling")
@@ -196,9 +197,21 @@ def tables(self: Scores) -> dict[str, pd.DataFrame]:
 
 
 @patch
+def details(self: Scores) -> str:
+    """What the model beats, and what beats it.
+
+    Returns
+    -------
+    str
+        One paragraph, computed from the numbers.
+    """
+    return " ".join(verdict_sentences(self))
+
+
+@patch
 def __str__(self: Scores) -> str:
     parts = [f"{k}\n{t.to_string(na_rep='-')}" for k, t in self.tables().items()]
-    return "\n\n".join([*parts, self.verdict()])
+    return "\n\n".join([*parts, self.details(), self.verdict()])
 
 
 @patch
@@ -209,7 +222,7 @@ def __repr__(self: Scores) -> str:
 @patch
 def _repr_html_(self: Scores) -> str:
     parts = [f"<h4>{k}</h4>{t.to_html(na_rep='-')}" for k, t in self.tables().items()]
-    return "".join([*parts, f"<p>{self.verdict()}</p>"])
+    return "".join([verdict_html(self), *parts])
 
 # %% ../../nbs/evaluate/95_scores.ipynb #36dc1260
 def _plain(values) -> list:
@@ -273,6 +286,7 @@ def to_dict(self: Scores) -> dict:
         calibration=_calibration_summary(self.calibration),
         found=None if self.found is None else _rows(self.found),
         verdict=self.verdict(),
+        details=self.details(),
     )
 
 # %% ../../nbs/evaluate/95_scores.ipynb #d0bbab31

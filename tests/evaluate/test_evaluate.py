@@ -311,17 +311,17 @@ def test_evaluate(small):
     assert plain["truth"]["direct"]["random"]["chance"] == out.truth.loc["direct"].chance["random"]
     assert (
         evaluate(small, predicted).network is None
-        and "Wasserstein" not in evaluate(small, predicted).verdict()
+        and "Wasserstein" not in evaluate(small, predicted).details()
     )
     assert (
         out.difference.loc["shrunken training mean"].tolist() == [0, 0, 0]
-        and "better than no effect (control mean)" in out.verdict()
+        and "better than no effect (control mean)" in out.details()
     )
     blind = small.copy()
     del blind.uns[Key.truth]
     assert (
         evaluate(blind, predicted, edges).truth is None
-        and "direct edges" not in evaluate(blind, predicted, edges).verdict()
+        and "direct edges" not in evaluate(blind, predicted, edges).details()
     )
 
 

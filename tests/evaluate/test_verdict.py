@@ -4,6 +4,7 @@ Targets that nobody measured, and a single held-out perturbation.
 """
 
 import json
+import re
 import warnings
 
 import numpy as np
@@ -39,6 +40,31 @@ def effects(screen):
     return observe(screen, "test").effects
 
 
+def test_five_points_of_one_number_each(screen, effects):
+    seen = effects.drop(index="MYC")
+    edges = mean_difference(screen).assign(probability=0.9).head(10)
+    noise = np.random.default_rng(0).normal(0, 1, seen.shape)
+    more = dict(unseen=effects.loc[["MYC"]], thorough=False)
+    found = evaluate(screen, seen + noise, edges, others={"run": seen}, **more)
+    points = found.verdict().split("\n")
+    numbers = [re.findall(r"[+-]?\d[\d.]*", p) for p in points]
+    assert [len(n) for n in numbers] == [1, 1, 1, 1, 1], points
+    # what is said is what was measured
+    rho, run = found.response["ate_rho"][["model", "run"]]
+    assert float(numbers[0][0].rstrip(".")) == round(rho, 2)
+    assert (
+        float(numbers[2][0]) == round(rho - run, 3) and "worse than the strongest, run" in points[2]
+    )
+    assert float(numbers[1][0]) == round(100 * rho / found.ceiling["ceiling"])
+    share = found.network["true_positive_share"]["model"]
+    assert float(numbers[4][0]) == round(100 * share)
+    html = found._repr_html_()
+    assert html.count("<li>") == 5 and html.index("<details>") < html.index("<table")
+    # names of other models are text
+    named = evaluate(screen, seen + noise, others={"<b>": seen}, **more)
+    assert "<b>," not in named._repr_html_().split("<table")[0]
+
+
 @pytest.mark.parametrize("name", ["model", "training mean"])
 def test_a_name_stands_for_one_row(screen, effects, name):
     seen = effects.drop(index="MYC")
@@ -53,7 +79,7 @@ def test_one_held_out_perturbation_is_no_verdict(screen, effects):
         unseen=effects.loc[["MYC"]],
         evidence=pd.Series(["trained"], ["MYC"]),
     )
-    text = found.verdict().split("held out of training")[1]
+    text = found.details().split("held out of training")[1]
     assert (
         "too few to tell it from" in text
         and "level with" not in text
@@ -90,7 +116,7 @@ def test_a_list_that_matches_nothing_is_left_out(screen, effects):
     assert (
         not set(found.truth.columns)
         - {"auprc", "chance", "early_precision", "sign_accuracy", "true_edges", "found"}
-        and "held out" in found.verdict()
+        and "held out" in found.details()
     )
 
 
@@ -116,7 +142,7 @@ def test_better_networks_are_better_by_their_interval(screen, effects):
     assert (
         found.truth.loc["direct"].auprc["model"] > 1 - 1e-9
         and d["from"]["random"] > 0
-        and "better than" in found.verdict().split("AUPRC")[1]
+        and "better than" in found.details().split("AUPRC")[1]
     )
     assert (
         (d["from"] <= d["difference"]).all()
@@ -136,7 +162,7 @@ def test_targets_that_nobody_measured():
         ),
         thorough=False,
     )
-    assert found.response.ate_rho["model"] > 0.999 and "perturbations" in found.verdict()
+    assert found.response.ate_rho["model"] > 0.999 and "perturbations" in found.details()
     json.loads(found.to_json())
     str(found)
 
