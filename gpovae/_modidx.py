@@ -2245,8 +2245,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'gpovae/model/residual.py'),
                                        'gpovae.model.residual.Shown.is_shown': ( 'model/residual.html#shown.is_shown',
                                                                                  'gpovae/model/residual.py'),
-                                       'gpovae.model.residual.Shown.nothing': ( 'model/residual.html#shown.nothing',
-                                                                                'gpovae/model/residual.py'),
                                        'gpovae.model.residual.Shown.share': ('model/residual.html#shown.share', 'gpovae/model/residual.py'),
                                        'gpovae.model.residual._shrunken_residuals': ( 'model/residual.html#_shrunken_residuals',
                                                                                       'gpovae/model/residual.py'),

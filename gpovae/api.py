@@ -252,7 +252,8 @@ def trained_run(
     if not model.settings.residual_correction:
         return run
     training = shown_effects(model.adata, "train", run.labels)
-    if not model.settings.combination:
+    is_validated = screen.is_control[screen.rows("validation", fail=False)].any()
+    if not (model.settings.combination and is_validated):
         return with_residual(run, training, progress=progress)
     validation = shown_effects(model.adata, "validation", run.labels)
     simple = simple_effects(training)

@@ -61,7 +61,7 @@ def _why(edges: pd.DataFrame) -> str:
         f" {degree.iloc[0]:,}; the surest edge: {first['source']} {verb} {first['target']}."
     )
 
-
+# %% ../../nbs/app/12_answers.ipynb #abb064d4
 def _how_sure(edges: pd.DataFrame) -> str:
     if edges.empty:
         return "Nothing is claimed of the network."

@@ -344,7 +344,7 @@ def _say_finished(training: _Training, as_json: bool) -> None:
     )
     answer(text, as_json, folder=training.folder, is_new=False, **ended)
 
-
+# %% ../../nbs/app/30_fit.ipynb #e94ebc95
 def _conclude(ctx: click.Context, training: _Training) -> None:
     "Say how the training ended; reports of an earlier run in the folder go."
     for name in ("evaluate", "report"):

@@ -89,11 +89,11 @@ MOST_EDGES = 4_000  # of an explorable network: about 1 MB
 def _cut(frame: pd.DataFrame, index: bool) -> tuple[pd.DataFrame, str]:
     "The rows that a page has room for, and the sentence that says which."
     columns = frame.shape[1] + index * frame.index.nlevels
-    most = max(_MOST_CELLS // max(columns, 1), 1)
-    if len(frame) <= most:
+    n_rows = max(_MOST_CELLS // max(columns, 1), 1)
+    if len(frame) <= n_rows:
         return frame, ""
-    count = f"The page holds the first {most:,} of {len(frame):,} rows, to stay small."
-    return frame.head(most), f'<p class="cut">{count}</p>'
+    count = f"The page holds the first {n_rows:,} of {len(frame):,} rows, to stay small."
+    return frame.head(n_rows), f'<p class="cut">{count}</p>'
 
 # %% ../../nbs/app/10_page.ipynb #49ba13c7
 def _interactive(frame: pd.DataFrame, name: str, index: bool) -> str:
@@ -103,7 +103,7 @@ def _interactive(frame: pd.DataFrame, name: str, index: bool) -> str:
     button = dict(extend="csvHtml5", text="CSV", filename=name, exportOptions=numbers)
     frame = _flat(frame, index).apply(_stored)
     with pd.option_context("display.float_format", _number):
-        made = to_html_datatable(
+        html = to_html_datatable(
             frame,
             connected=False,
             display_logo_when_loading=False,
@@ -119,7 +119,7 @@ def _interactive(frame: pd.DataFrame, name: str, index: bool) -> str:
             text_in_header_can_be_selected=False,
             classes="display compact",
         )
-    return made.replace(r"[\"NaN\", ", r"[\"-\", ")
+    return html.replace(r"[\"NaN\", ", r"[\"-\", ")
 
 # %% ../../nbs/app/10_page.ipynb #bae967af
 def _stored(column: pd.Series) -> pd.Series:
@@ -130,7 +130,7 @@ def _stored(column: pd.Series) -> pd.Series:
         return column
     return column.astype(object).where(column.notna(), "-")
 
-
+# %% ../../nbs/app/10_page.ipynb #0dbb93b9
 def _flat(frame: pd.DataFrame, index: bool) -> pd.DataFrame:
     "One row of readable headings, the index among the columns."
     names = [" ".join(map(str, c)) if isinstance(c, tuple) else c for c in frame.columns]
@@ -181,7 +181,7 @@ def _library() -> str:
     "Styles and scripts of DataTables, as itables bundles them; light or dark as the page is."
     bundle = files("itables") / "html" / "dt_bundle.js"
     setup = generate_init_offline_itables_html(str(bundle))
-    promise = re.search(r"window\.(_itables_\w+)", setup)[0]
+    promise = re.findall(r"window\._itables_\w+", setup)[0]
     dark = f"{promise}.then(library => library.set_or_remove_dark_class())"
     return f"{setup}<script>{dark}</script>"
 

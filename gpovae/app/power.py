@@ -33,7 +33,7 @@ def _in_words(size: float) -> str:
 def _overall(power, name: str) -> str:
     "A paragraph on a screen as a whole."
     plan, overall = power.plan, power.overall
-    found, changed = (power.table[column].sum() for column in ("responders", "changed_genes"))
+    responses, changed = (power.table[column].sum() for column in ("responders", "changed_genes"))
     return (
         f"{name}: {len(power.table)} perturbations of {power.table['cells'].median():,.0f} cells"
         f" (median), {plan['controls']:,} controls, {plan['depth']:,.0f} UMIs,"
@@ -41,7 +41,7 @@ def _overall(power, name: str) -> str:
         f"  smallest effect seen   {_in_words(overall['smallest'])}; decrease"
         f" {_in_words(overall['smallest_decrease'])}, increase"
         f" {_in_words(overall['smallest_increase'])}\n"
-        f"  responses found        {found:,.0f} of {changed:,.0f} that the pilot suggests"
+        f"  responses found        {responses:,.0f} of {changed:,.0f} that the pilot suggests"
     )
 
 # %% ../../nbs/app/37_power.ipynb #0e519047

@@ -24,7 +24,7 @@ _LEAST_CELLS = 100
 _MOST_GENES = 1000
 _MOST_DOUBLETS = 0.25  # share of the cells; more is a failure of the threshold
 
-
+# %% ../../nbs/data/49_doublets.ipynb #9af25d83
 def _variable_genes(counts) -> ad.AnnData:
     "Counts of the genes that are compared."
     cells = ad.AnnData(counts)

@@ -79,7 +79,7 @@ def _from_column(obs: pd.DataFrame, column: str, labels: np.ndarray) -> np.ndarr
 # %% ../../nbs/data/08_kinds.ipynb #b2815609
 _COLUMN = "perturbation_type"
 
-
+# %% ../../nbs/data/08_kinds.ipynb #479432db
 def _unasked(obs: pd.DataFrame, labels: np.ndarray) -> np.ndarray:
     "(cells,) the kinds in the column that has the setting's name; else knockdown."
     if _COLUMN in obs:

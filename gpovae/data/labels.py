@@ -119,7 +119,7 @@ _UNKNOWN = re.compile(
     re.IGNORECASE,
 )
 
-
+# %% ../../nbs/data/05_labels.ipynb #17c71146
 def means_unknown(label: str, control=None, genes=()) -> bool:
     """Whether a label says that nothing is known of the cell, such as unassigned or multiple.
 
@@ -256,7 +256,7 @@ def _symbols(var: pd.DataFrame, column: str | None) -> pd.Series:
     is_empty = var[column].isna() | (text == "")
     return pd.Series(_plain(np.where(is_empty, index, text)), index)
 
-
+# %% ../../nbs/data/05_labels.ipynb #64a57d20
 def symbols(var: pd.DataFrame, key: str | None = None) -> pd.Series:
     "What the genes are called, some perhaps alike: `key`, or symbols where the index holds ids."
     if key is None and _are_ids(_plain(var.index.astype(str)), _ENSEMBL, _OTHER_ID):

@@ -119,7 +119,7 @@ class FoldChanges(NamedTuple):
     se: np.ndarray  # (R, genes) standard errors
     cells: np.ndarray  # (R,) perturbed cells behind each row
 
-
+# %% ../../nbs/data/60_responses.ipynb #1c41e2aa
 def _counting_noise(screen, groups):
     "Half a UMI in each group of perturbed cells, and what a mean adds to the Poisson variance."
     library = screen.library_size.astype(float)

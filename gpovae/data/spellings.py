@@ -25,7 +25,7 @@ _AFTER = (
     re.compile(r"_p[A-Z]+\d+(?:-\d+)?$"),  # a guide vector
 )
 
-
+# %% ../../nbs/data/06_spellings.ipynb #8793e78b
 def _without(name: str) -> list[str]:
     "A guide's name without its number, word or vector; the name itself first."
     after = [name[: m.start()] for m in (r.search(name) for r in _AFTER) if m and m.start()]
@@ -129,7 +129,7 @@ GUIDE_WORDED = re.compile(
     rf"(?:sg|sgRNA[-_]?)([A-Z].*?)(?:[-_.]\d+)?|(.+?)[-_.](?:{_WORD})[-_.]?\d+"
 )
 
-
+# %% ../../nbs/data/06_spellings.ipynb #bf8715b9
 def genes_of_guides(guides: Iterable[str], names: Names) -> dict[str, str]:
     "The gene, or other target, of each guide by its name."
     guides = [str(guide) for guide in guides]

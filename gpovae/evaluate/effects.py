@@ -207,8 +207,6 @@ def shown_effects(adata: ad.AnnData, split: str, labels: list[str]) -> Shown:
     "What the cells of a split show of perturbations, in this order."
     screen = Screen(adata)
     rows = passing_cells(screen, split)
-    if CONTROL not in screen.labels[rows]:
-        return Shown.nothing(len(labels), len(screen.genes))
     names = [*labels, CONTROL]
     noise = mean_variance(screen, rows).reindex(names).to_numpy()
     n = cells(adata, split).reindex(labels, fill_value=0).to_numpy(float)

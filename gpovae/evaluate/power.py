@@ -52,10 +52,10 @@ def _effect_shares() -> np.ndarray:
 # %% ../../nbs/evaluate/98_power.ipynb #98a00055
 def _mixture(lfc: np.ndarray, se: np.ndarray, n_steps: int = 50) -> np.ndarray:
     "(scales,) weights, by expectation maximisation; `lfc` and `se` (genes,) in log2."
-    known = se < 1
-    likelihood = norm.pdf(lfc[known, None], scale=np.hypot(se[known, None], _SCALES)) + 1e-300
+    is_precise = se < 1
+    likelihood = norm.pdf(lfc[is_precise, None], scale=np.hypot(se[is_precise, None], _SCALES)) + 1e-300
     # a tenth of the genes, at least 10, are taken to be seen unchanged before
-    prior = np.r_[max(10, known.sum() / 10), np.zeros(len(_SCALES) - 1)]
+    prior = np.r_[max(10, is_precise.sum() / 10), np.zeros(len(_SCALES) - 1)]
     weight = np.full(len(_SCALES), 1 / len(_SCALES))
     for _ in range(n_steps):
         posterior = weight * likelihood
@@ -109,10 +109,10 @@ def _gene_weights(grid: _Grid, genes: Genes) -> np.ndarray:
     i, a = _position(grid.log_mean, np.log(genes.mean))
     j, b = _position(grid.dispersion, genes.dispersion)
     weights = np.zeros((len(genes.mean), len(grid.log_mean), len(grid.dispersion)))
-    each = np.arange(len(genes.mean))
+    row = np.arange(len(genes.mean))
     for di, wi in ((0, 1 - a), (1, a)):
         for dj, wj in ((0, 1 - b), (1, b)):
-            weights[each, i + di, j + dj] += wi * wj
+            weights[row, i + di, j + dj] += wi * wj
     return weights
 
 # %% ../../nbs/evaluate/98_power.ipynb #98a00054
@@ -132,8 +132,8 @@ class _Situation(NamedTuple):
             previous = bound
             chance = np.tensordot(self.weights, significant(normal, bound), 2)
             # equation evaluate.power.1
-            found = 1 + self.n_genes * (chance @ frequencies)
-            bound = min(self.alpha * found / self.n_genes, self.alpha)
+            n_found = 1 + self.n_genes * (chance @ frequencies)
+            bound = min(self.alpha * n_found / self.n_genes, self.alpha)
             if abs(bound - previous) < 1e-3 * bound:
                 break
         return bound

@@ -86,8 +86,8 @@ def _distribution(mean: float, dispersion: float, library: np.ndarray) -> _Place
     value = middle[1:] / library[:, None]
     order = np.argsort(value, axis=None)
     silent = share[..., 0].sum(1, keepdims=True)
-    rest = share[..., 1:].reshape(len(EFFECTS), -1)[:, order]
-    return _Places(np.append(0, value.ravel()[order]), np.hstack([silent, rest]))
+    expressed = share[..., 1:].reshape(len(EFFECTS), -1)[:, order]
+    return _Places(np.append(0, value.ravel()[order]), np.hstack([silent, expressed]))
 
 # %% ../../nbs/evaluate/96_rank_power.ipynb #98a00034
 class Moments(NamedTuple):
@@ -202,8 +202,8 @@ def _both_below(h: np.ndarray, k: np.ndarray, correlation: np.ndarray) -> np.nda
     root = np.sqrt(1 - correlation**2)
     a = (k / h - correlation) / root
     b = (h / k - correlation) / root
-    both = (ndtr(h) + ndtr(k)) / 2 - owens_t(h, a) - owens_t(k, b)
-    return np.clip(both - 0.5 * (h * k < 0), 0, 1)
+    probability = (ndtr(h) + ndtr(k)) / 2 - owens_t(h, a) - owens_t(k, b)
+    return np.clip(probability - 0.5 * (h * k < 0), 0, 1)
 
 # %% ../../nbs/evaluate/96_rank_power.ipynb #98a00047
 def significant(normal: Normal, bound: float) -> np.ndarray:

@@ -39,12 +39,12 @@ def low_rank(training: Shown) -> np.ndarray:
     gene_noise = np.sqrt(training.noise.mean(0))
     expressed = gene_noise > 1e-5 * gene_noise.max()
     unit = np.where(expressed, gene_noise, 1)
-    more = np.sqrt((training.noise / unit**2)[:, expressed].mean(1, keepdims=True))
-    table = np.where(expressed, (training.effect - common) / unit, 0) / np.maximum(more, 1e-6)
+    scale = np.sqrt((training.noise / unit**2)[:, expressed].mean(1, keepdims=True))
+    table = np.where(expressed, (training.effect - common) / unit, 0) / np.maximum(scale, 1e-6)
 
     U, size, V = np.linalg.svd(table, full_matrices=False)
     shape = len(table), int(expressed.sum())
-    return common + (U * shrunken_values(size, shape)) @ V * unit * more
+    return common + (U * shrunken_values(size, shape)) @ V * unit * scale
 
 # %% ../../nbs/model/74_combination.ipynb #6d7f45cf
 def _gates(q: np.ndarray) -> np.ndarray:

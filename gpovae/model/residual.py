@@ -20,12 +20,6 @@ class Shown(NamedTuple):
     control_noise: np.ndarray  # (genes,) variance of the mean of the control cells
     cells: np.ndarray  # (R,)
 
-    @classmethod
-    def nothing(cls, R: int, n_genes: int) -> "Shown":
-        "Where there are no cells."
-        unknown = np.full((R, n_genes), np.nan)
-        return cls(unknown, unknown, unknown[0], np.zeros(R))
-
     def is_shown(self) -> np.ndarray:
         "(R,) Has it such cells?"
         return np.isfinite(self.effect).all(1) & np.isfinite(self.noise).all(1)

@@ -1,14 +1,18 @@
 """Validation cells decide how much simple methods count beside the decoder."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from gpovae import GPOVAE, prepare
+from gpovae.api import trained_run
 from gpovae.data.simulate import simulated
 from gpovae.evaluate.baselines import simple_effects
-from gpovae.evaluate.effects import observed_effects, shown_effects
+from gpovae.evaluate.effects import shown_effects
 from gpovae.model.combination import combined, evidence, low_rank, weights
 from gpovae.model.residual import Shown
+from gpovae.train.build import Built
 
 SMALL = dict(latent=8, basal=(32, 1), embedding=(32, 2), decoder=(32, 2))
 
@@ -78,12 +82,17 @@ def test_a_model_keeps_its_weights_and_without_the_option_there_are_none(tmp_pat
     assert error[1] < error[0]
 
 
-def test_a_screen_without_validation_cells_is_predicted_as_before():
+def test_a_screen_without_validation_controls_is_predicted_without_weights():
     adata = prepared()
+    model = GPOVAE(adata, combination=True, **SMALL)
+    model.train(max_epochs=2, seed=0, progress=False)
+    weighed = model.predict().X
     is_validation = adata.obs["gpovae_split"] == "validation"
-    adata.obs.loc[is_validation, "gpovae_split"] = "test"
-    shown_there = shown_effects(adata, "validation", list(observed_effects(adata, "train").index))
-    assert not shown_there.is_shown().any()
-    training = shown_effects(adata, "train", list(observed_effects(adata, "train").index))
-    first = np.ones_like(training.effect)
-    np.testing.assert_array_equal(combined([first, 2 * first], training, shown_there), first)
+    adata.obs.loc[is_validation & (adata.obs["gene"] == "non-targeting"), "gpovae_fail"] = True
+    run = model.run
+    model.run = trained_run(model, Built(run.vae, run.labels, run.batches), run.history, seed=0)
+    plain = model.predict().X
+    assert np.abs(plain - weighed).max() > 0.01
+    model.settings = replace(model.settings, combination=False)
+    model.run = trained_run(model, Built(run.vae, run.labels, run.batches), run.history, seed=0)
+    np.testing.assert_array_equal(model.predict().X, plain)
