@@ -53,7 +53,9 @@ def _effect_shares() -> np.ndarray:
 def _mixture(lfc: np.ndarray, se: np.ndarray, n_steps: int = 50) -> np.ndarray:
     "(scales,) weights, by expectation maximisation; `lfc` and `se` (genes,) in log2."
     is_precise = se < 1
-    likelihood = norm.pdf(lfc[is_precise, None], scale=np.hypot(se[is_precise, None], _SCALES)) + 1e-300
+    likelihood = (
+        norm.pdf(lfc[is_precise, None], scale=np.hypot(se[is_precise, None], _SCALES)) + 1e-300
+    )
     # a tenth of the genes, at least 10, are taken to be seen unchanged before
     prior = np.r_[max(10, is_precise.sum() / 10), np.zeros(len(_SCALES) - 1)]
     weight = np.full(len(_SCALES), 1 / len(_SCALES))
