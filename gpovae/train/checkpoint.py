@@ -59,7 +59,8 @@ def fingerprint(
         )
     )
     described = asdict(settings)
-    for name in ("max_epochs", "effects_patience"):  # they only say when it ends
+    # they only say when it ends, and what is made of it then
+    for name in ("max_epochs", "effects_patience", "combination"):
         del described[name]
     described |= dict(seed=seed, screen=data)
     described |= dict(on_disk=isinstance(by_cell(screen.counts), DiskRows))

@@ -33,7 +33,7 @@ def scores(demo):
 def test_demo_says_how_good_it_is_and_where(demo):
     folder, text = demo
     assert str(folder / "report.html") in text
-    assert "correlate with the observed ones at" in text
+    assert "correlate with those of unseen cells at" in text
     assert {"prepared.h5ad", "model.safetensors", "report.html", "report.json"} <= {
         p.name for p in folder.iterdir()
     }
