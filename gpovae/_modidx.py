@@ -87,7 +87,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'gpovae.app.export._export_cells': ('app/export.html#_export_cells', 'gpovae/app/export.py'),
                                    'gpovae.app.export._export_genernib': ('app/export.html#_export_genernib', 'gpovae/app/export.py'),
                                    'gpovae.app.export._export_multiqc': ('app/export.html#_export_multiqc', 'gpovae/app/export.py'),
-                                   'gpovae.app.export._export_network': ('app/export.html#_export_network', 'gpovae/app/export.py'),
                                    'gpovae.app.export._load': ('app/export.html#_load', 'gpovae/app/export.py'),
                                    'gpovae.app.export._scores_beside': ('app/export.html#_scores_beside', 'gpovae/app/export.py'),
                                    'gpovae.app.export._type_labels': ('app/export.html#_type_labels', 'gpovae/app/export.py'),

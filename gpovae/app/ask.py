@@ -17,6 +17,7 @@ from gpovae.app.shell import (
     file_option,
     in_file,
     json_option,
+    n_cells_option,
     quiet_option,
     run_argument,
     seed_option,
@@ -339,12 +340,7 @@ def reach(run, profile, *, file, top, no_pairs, others, unknown, as_json, quiet)
 @run_argument()
 @_genes
 @file_option(".h5ad", required=True, help="File for the cells: .h5ad.")
-@click.option(
-    "--n-cells",
-    default=200,
-    type=click.IntRange(1),
-    help="Cells of each perturbation, and control cells.",
-)
+@n_cells_option
 @_unseen_option
 @seed_option
 @json_option

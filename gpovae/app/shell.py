@@ -338,6 +338,18 @@ def file_option(*suffixes: str, flag: str = "--out", **settings) -> Callable:
 seed_option = click.option(
     "--seed", default=0, type=click.IntRange(0, 2**32 - 1), help="Decides every random choice."
 )
+min_probability_option = click.option(
+    "--min-probability",
+    default=0.5,
+    type=click.FloatRange(0, 1),
+    help="Leave out less probable edges.",
+)
+n_cells_option = click.option(
+    "--n-cells",
+    default=200,
+    type=click.IntRange(1),
+    help="Cells of each perturbation, and control cells.",
+)
 scheduler_option = click.option(
     "--scheduler",
     metavar="ADDRESS",

@@ -18,6 +18,7 @@ from gpovae.app.shell import (
     in_file,
     in_folder,
     json_option,
+    min_probability_option,
     out_file,
     out_folder,
     quiet_option,
@@ -240,12 +241,7 @@ _formats = click.Choice(["tsv", "csv", "graphml", "cytoscape", "decoupler"])
 @click.option(
     "--format", "kind", type=_formats, help="Format of the file.  [default: what its suffix says]"
 )
-@click.option(
-    "--min-probability",
-    default=0.5,
-    type=click.FloatRange(0, 1),
-    help="Leave out less probable edges.",
-)
+@min_probability_option
 @click.option(
     "--evidence",
     is_flag=True,

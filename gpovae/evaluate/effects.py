@@ -207,9 +207,9 @@ def shown_effects(adata: ad.AnnData, split: str, labels: list[str]) -> Shown:
     "What the cells of a split show of perturbations, in this order."
     screen = Screen(adata)
     rows = passing_cells(screen, split)
-    names = [*labels, CONTROL]
-    noise = mean_variance(screen, rows).reindex(names).to_numpy()
-    n = cells(adata, split).reindex(labels, fill_value=0).to_numpy(float)
+    noise = mean_variance(screen, rows).reindex([*labels, CONTROL]).to_numpy()
+    count = pd.Series(screen.labels[rows]).value_counts()
+    n = count.reindex(labels, fill_value=0).to_numpy(float)
     effects = effects_in(screen, rows)[0].reindex(labels).to_numpy()
     return Shown(effects, noise[:-1], noise[-1], n)
 

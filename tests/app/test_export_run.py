@@ -10,8 +10,7 @@ from click.testing import CliRunner
 
 from gpovae import GPOVAE, GpovaeError
 from gpovae.app.cli import main
-from gpovae.app.export import FORMATS, NETWORKS, as_catalogue, as_genernib
-from gpovae.network.export import read_edges
+from gpovae.app.export import FORMATS, as_catalogue, as_genernib
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -27,18 +26,6 @@ def export(run, *words):
 @pytest.fixture(scope="module")
 def run(run_folder):
     return run_folder / "run"
-
-
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_networks_are_those_of_the_command_network(run, tmp_path, kind):
-    words = ["--min-probability", 0, "--out"]
-    status, text = export(run, "--to", kind, *words, tmp_path / "a.txt")
-    assert status == 0, text
-    line = ["network", run, "--format", kind, "--evidence", *words, tmp_path / "b.txt"]
-    assert CliRunner().invoke(main, [str(word) for word in line]).exit_code == 0
-    assert (tmp_path / "a.txt").read_bytes() == (tmp_path / "b.txt").read_bytes()
-    if kind == "tsv":
-        assert len(read_edges(tmp_path / "a.txt")) == len(GPOVAE.load(run, data=False).network(0))
 
 
 def test_genernib_reads_the_network(run, tmp_path):
@@ -191,4 +178,4 @@ def test_refusals_come_before_the_work(run, words, says, monkeypatch, tmp_path):
 
 
 def test_every_format_is_tested_here():
-    assert set(FORMATS) == {*NETWORKS, "genernib", "cell-eval", "multiqc", "catalogue"}
+    assert set(FORMATS) == {"genernib", "cell-eval", "multiqc", "catalogue"}
