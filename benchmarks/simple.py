@@ -1,9 +1,10 @@
-"""Is a prediction ever behind the best simple method? With `combination`, and without it.
+"""Is a prediction ever behind the best simple method? Without `combination`, and with it for each
+purpose.
 
     python benchmarks/simple.py [--splits N] [SCREEN ...]
 
 writes benchmarks/simple.json, a row for each screen and split. Screens are published ones that
-are at hand, and simulated ones of three sizes; splits are seeds of `prepare`, which also seed the
+are at hand, and simulated ones of two sizes; splits are seeds of `prepare`, which also seed the
 training. Simple methods are `gpovae.evaluate.baselines`; scores are those of test cells. A screen
 and split that the file has is not run again.
 """
@@ -26,6 +27,7 @@ from gpovae.api import trained_run
 from gpovae.evaluate.baselines import baselines
 from gpovae.evaluate.comparisons import compare_scores
 from gpovae.evaluate.observed import observe
+from gpovae.model.combination import PURPOSES
 from gpovae.train.build import Built
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +35,6 @@ RECORD = ROOT / "benchmarks" / "simple.json"
 METRICS = ["ate_rho", "pearson_delta_perturbed_mean", "discrimination_both", "mae"]
 SIMULATED = {
     "simulated, 3,000 cells": dict(n_cells=3000, n_genes=300, n_perturbations=40),
-    "simulated, 6,000 cells": dict(n_cells=6000, n_genes=300, n_perturbations=40),
     "simulated, 8,000 cells, 100 genes": dict(n_cells=8000, n_genes=300, n_perturbations=100),
 }
 PUBLISHED = [
@@ -57,14 +58,13 @@ def prepared(name: str, seed: int):
 
 
 def predictions(model: gpovae.GPOVAE, seed: int) -> dict[str, pd.DataFrame]:
-    "Of one training, without the combination and with it."
-    run, tables = model.run, {}
-    for name, is_combined in (("model", False), ("model, combined", True)):
-        model.settings = replace(model.settings, combination=is_combined)
-        built = Built(run.vae, run.labels, run.batches)
-        model.run = trained_run(model, built, run.history, seed=seed)
-        tables[name] = model.predict().to_df()
-    return tables
+    "Of one training, without the combination and with it, for each purpose."
+    run = model.run
+    tables = {purpose: model.predict(purpose=purpose).to_df() for purpose in PURPOSES}
+    model.settings = replace(model.settings, combination=False)
+    built = Built(run.vae, run.labels, run.batches)
+    model.run = trained_run(model, built, run.history, seed=seed)
+    return {"model alone": model.predict().to_df()} | tables
 
 
 def measured(name: str, seed: int) -> dict:

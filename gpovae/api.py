@@ -51,6 +51,7 @@ from .train.memory import cells_to_draw
 from .train.options import TrainOptions
 from gpovae.train.predictions import (
     check_prior,
+    check_purpose,
     check_source,
     check_split,
     compared,
@@ -356,6 +357,7 @@ def predict(
     *,
     unseen: str = "refuse",
     prior: pd.DataFrame | str | Path | None = None,
+    purpose: Literal["balanced", "accuracy", "discrimination"] = "balanced",
     progress: bool = False,
 ) -> ad.AnnData:
     """Average treatment effects of perturbations as they were done, in log2 units.
@@ -372,6 +374,9 @@ def predict(
         Known edges (source, target, sign: 1, -1, or 0 for unknown), or anything that
         `evaluate.curated.read_network` reads, for unseen targets only; believed as far as trained
         perturbations confirm them.
+    purpose : {"balanced", "accuracy", "discrimination"}
+        What is shrunken: accuracy all that lowers squared error, discrimination, which tells
+        perturbations apart, least.
     progress : bool, default False
         Show progress bars.
 
@@ -387,19 +392,22 @@ def predict(
     Raises
     ------
     GpovaeError
-        For the control, for a gene outside the screen, for a target that was not trained.
+        For the control, for a gene outside the screen, for a target that was not trained, and for
+        a purpose of a model that simple methods have no say in.
 
     Notes
     -----
-    See the chapters `gpovae.model.prediction` and `gpovae.model.unseen`.
+    See the chapters `gpovae.model.prediction`, `gpovae.model.combination` and
+    `gpovae.model.unseen`.
     """
     check_settings(locals(), GPOVAE.predict.__annotations__)
-    return self._predict(perturbations, unseen, prior, progress)
+    return self._predict(perturbations, unseen, prior, purpose, progress)
 
 # %% ../nbs/api/10_api.ipynb #8be09f4c
 @patch
-def _predict(self: GPOVAE, perturbations, unseen: str, prior, progress: bool) -> ad.AnnData:
+def _predict(self: GPOVAE, perturbations, unseen, prior, purpose, progress) -> ad.AnnData:
     run = self._trained()
+    check_purpose(run, purpose)
     wanted = [perturbations] if isinstance(perturbations, str) else perturbations
     wanted = run.labels if wanted is None else list(wanted)
     check_prior(run, unseen, prior)
@@ -411,7 +419,8 @@ def _predict(self: GPOVAE, perturbations, unseen: str, prior, progress: bool) ->
 
     if self._unseen.get("model") is not run.vae:
         self._unseen = dict(model=run.vae, fits={})
-    prediction = predict_effects(run, names, self._unseen, prior=prior, progress=progress)
+    choices = dict(prior=prior, purpose=purpose, progress=progress)
+    prediction = predict_effects(run, names, self._unseen, **choices)
     prediction.obs_names = pd.Index(wanted)
     return prediction
 

@@ -44,7 +44,7 @@ class _Switches:
         True, "Predictions take up what the decoder leaves over of the training effects."
     )
     combination: bool = option(
-        False, "Validation cells weigh such predictions against simple methods."
+        True, "Validation cells weigh such predictions against simple methods."
     )
     covariate: bool = option(True, "Batch, one-hot, into encoder and decoder.")
     validation: Literal["elbo", "total"] = option(
@@ -132,6 +132,7 @@ PRESETS = dict(
         latent_effect="mask",
         target_dispersion=False,
         residual_correction=False,
+        combination=False,
         covariate=False,
         validation="total",
         effects_patience=None,

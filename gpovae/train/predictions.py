@@ -24,7 +24,7 @@ from ..data.labels import CONTROL, canonical, targets
 from ..data.minibatch import Batch, Cells
 from ..data.screen import Key, Screen
 from ..model.attribution import log_fold, trained_responses
-from ..model.combination import combined, low_rank
+from ..model.combination import can_decide, combined, low_rank
 from ..model.iwelbo import iwelbo, particles
 from ..model.prediction import average_effects, log2_table
 from ..model.residual import Shown, residual_correction
@@ -77,6 +77,17 @@ def removed_edges(run: Run) -> str:
     return ", ".join(f"{names[target]} > {names[source]}" for target, source in removed)
 
 # %% ../../nbs/train/60_predictions.ipynb #754f35d2
+def check_purpose(run: Run, purpose: str) -> None:
+    "Raise `GpovaeError` where a purpose would change nothing."
+    if purpose != "balanced" and run.unshrunken is None:
+        raise GpovaeError(
+            f"purpose={purpose!r} chooses how far a model and simple methods are shrunken, and in"
+            " this model simple methods have no say: it was trained with combination=False, by a"
+            " version before 0.6.0, or without validation cells of controls and of three"
+            " perturbations. Leave purpose out, or train again."
+        )
+
+
 def check_prior(run: Run, unseen: str, prior: pd.DataFrame | None) -> None:
     "Raise `GpovaeError` where a prior network would be of no use."
     if prior is not None and unseen == "refuse":
@@ -95,6 +106,7 @@ def predict_effects(
     cache: dict,
     *,
     prior: pd.DataFrame | None = None,
+    purpose: str = "balanced",
     progress: bool = False,
 ) -> ad.AnnData:
     """Average treatment effects of perturbations by their canonical names.
@@ -116,7 +128,8 @@ def predict_effects(
         effects[:, ~is_trained], evidence[~is_trained] = predicted
 
     _warn_of_guesses([p for p, e in zip(names, evidence, strict=True) if e == "none"])
-    return _as_anndata(run, names, effects, evidence.astype(str))
+    residual = np.stack([run.residual_of(p, purpose) for p in names])
+    return _as_anndata(run, names, effects, residual, evidence.astype(str))
 
 # %% ../../nbs/train/60_predictions.ipynb #74446b58
 def _warn_of_guesses(names: list[str]) -> None:
@@ -130,10 +143,9 @@ def _warn_of_guesses(names: list[str]) -> None:
     )
 
 # %% ../../nbs/train/60_predictions.ipynb #f8db9cf9
-def _as_anndata(run: Run, names: list[str], effects: np.ndarray, evidence) -> ad.AnnData:
-    "Predictions with the residual correction; `effects`: effect, mean and spread."
+def _as_anndata(run: Run, names: list[str], effects, residual, evidence) -> ad.AnnData:
+    "Predictions with their residual correction; `effects`: effect, mean and spread."
     effect, mean, spread = effects
-    residual = np.stack([run.residual_of(p) for p in names])
     is_label = [p in run.labels for p in names]
     obs = dict(perturbation=names, trained=is_label, evidence=evidence)
     return ad.AnnData(
@@ -144,10 +156,10 @@ def _as_anndata(run: Run, names: list[str], effects: np.ndarray, evidence) -> ad
     )
 
 # %% ../../nbs/train/60_predictions.ipynb #5086b706
-def _in_two_parts(residual: np.ndarray, training: Shown) -> tuple[np.ndarray, np.ndarray]:
-    "What all perturbations share (genes,), and the rest of each (R, genes)."
+def _in_two_parts(residual: np.ndarray, training: Shown) -> ResidualCorrection:
+    "What all perturbations share of a residual (R, genes), and the rest of each."
     common = training.share() @ residual
-    return common.astype(np.float32), (residual - common).astype(np.float32)
+    return ResidualCorrection(common.astype(np.float32), (residual - common).astype(np.float32))
 
 # %% ../../nbs/train/60_predictions.ipynb #8178ba05
 def with_residual(
@@ -172,11 +184,16 @@ def with_residual(
     predicted, *_ = average_effects(
         run.vae, run.context, rows, draws=0, seed=run.seed, progress=progress
     )
-    residual = residual_correction(predicted, training)
-    if validation is not None:
-        methods = [predicted + sum(residual), predicted, *simple, low_rank(training)]
-        residual = _in_two_parts(combined(methods, training, validation) - predicted, training)
-    return replace(run, residual=ResidualCorrection(*residual))
+    common, own = residual_correction(predicted, training)
+    if validation is None or not can_decide(validation):
+        return replace(run, residual=ResidualCorrection(common, own), unshrunken=None)
+    methods = [predicted + common + own, *simple, low_rank(training)]
+    best = combined(methods, training, validation)
+    return replace(
+        run,
+        residual=_in_two_parts(best - predicted, training),
+        unshrunken=_in_two_parts(training.effect - predicted, training),
+    )
 
 # %% ../../nbs/train/60_predictions.ipynb #dcd863db
 def run_edges(

@@ -31,6 +31,7 @@ from ..core.provenance import complete
 from ..data.labels import targets
 from ..data.screen import Screen
 from ..data.unchanged import stamp, warn_of_changes
+from ..model.combination import PURPOSES
 from ..model.prediction import Context, control_context
 from ..model.presets import Settings, make_settings, translate_settings
 from ..model.response_buffers import ResponseBuffers
@@ -41,6 +42,9 @@ from .logs import LOGS
 from .memory import choose, evaluating, placed, sizes
 
 # %% ../../nbs/train/50_run.ipynb #e2eb2a96
+CORRECTIONS = "residual", "unshrunken"  # fields of `Run`
+
+
 class ResidualCorrection(NamedTuple):
     "What predictions take over from the training effects (`gpovae.model.prediction`), in log2."
 
@@ -76,6 +80,7 @@ class Run:
     ended: dict  # `by`, a key of `train.loop.ENDS`, and `summary`
     cells: str  # identity of cells and split
     screen: str  # identity of the screen
+    unshrunken: ResidualCorrection | None = None  # up to the means of training cells
     prior: dict | None = None  # known edges: `edges` and `strength`
     data: str | None = None  # where the screen lies
 
@@ -93,17 +98,23 @@ def node_rows(self: Run, perturbations: list[str]) -> list[list[int]]:
 
 
 @patch
-def residual_of(self: Run, perturbation: str) -> np.ndarray:
-    """(genes,) residual correction of a perturbation.
+def residual_of(self: Run, perturbation: str, purpose: str = "balanced") -> np.ndarray:
+    """(genes,) residual correction of a perturbation for a purpose, a key of `PURPOSES`.
 
-    A combination that was not trained has the common part, and the own parts of those of its
-    targets that were trained alone.
+    Several genes that were not perturbed together have the common part, and the own parts of
+    those that were perturbed alone.
     """
     parts = [perturbation]
     if perturbation not in self.labels:
         parts = [gene for gene in targets(perturbation) if gene in self.labels]
-    specific = [self.residual.own[self.labels.index(p)] for p in parts]
-    return sum(specific, self.residual.common)
+    rows = [self.labels.index(p) for p in parts]
+
+    residual = self.residual.common + self.residual.own[rows].sum(0)
+    if self.unshrunken is None:
+        return residual
+    unshrunken = self.unshrunken.common + self.unshrunken.own[rows].sum(0)
+    # equation model.combination.4
+    return (1 - PURPOSES[purpose]) * residual + PURPOSES[purpose] * unshrunken
 
 # %% ../../nbs/train/50_run.ipynb #ece90dff
 def is_other_screen(run: Run, screen: Screen) -> bool:
@@ -138,7 +149,7 @@ def new_run(screen: Screen, built: Built, history: pd.DataFrame, **decided) -> R
     )
 
 # %% ../../nbs/train/50_run.ipynb #8ee32123
-FORMAT = 5  # of the folder; when it changes, `MIGRATIONS` gets a function
+FORMAT = 6  # of the folder; when it changes, `MIGRATIONS` gets a function
 SETTINGS, WEIGHTS, HISTORY = "settings.json", "model.safetensors", "history.csv"
 COMPLETE = ("max_epochs", "patience", "effects")  # trainings that ended by themselves
 
@@ -239,7 +250,12 @@ def _from_4(s: dict) -> dict:
     return s | dict(format=5)
 
 
-MIGRATIONS = {2: _from_2, 3: _from_3, 4: _from_4}  # format -> function: to the next one
+def _from_5(s: dict) -> dict:
+    "Simple methods had no say in predictions."
+    return s | dict(format=6, settings=dict(combination=False) | s["settings"])
+
+
+MIGRATIONS = {2: _from_2, 3: _from_3, 4: _from_4, 5: _from_5}  # format -> function: to the next one
 
 
 def _migrated_tensors(tensors: dict) -> dict:
@@ -313,8 +329,12 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
     "Everything of a run that is a tensor."
     tensors = {k: v.contiguous() for k, v in run.vae.state_dict().items()}
     tensors |= {f"context.{k}": v.contiguous() for k, v in run.context._asdict().items()}
-    residual = run.residual._asdict()
-    return tensors | {f"residual.{k}": torch.from_numpy(v) for k, v in residual.items()}
+    for name in CORRECTIONS:
+        correction = getattr(run, name)
+        if correction is not None:
+            arrays = correction._asdict().items()
+            tensors |= {f"{name}.{k}": torch.from_numpy(array) for k, array in arrays}
+    return tensors
 
 
 def _versions() -> dict[str, str]:
@@ -376,10 +396,16 @@ def read(self: RunFolder) -> Run:
         ) from e
 
 # %% ../../nbs/train/50_run.ipynb #675f3d6a
+def _correction(tensors: dict, name: str) -> ResidualCorrection | None:
+    "Taken out of the tensors of a run, where it is one of them."
+    arrays = [tensors.pop(f"{name}.{k}", None) for k in ResidualCorrection._fields]
+    return None if arrays[0] is None else ResidualCorrection(*(a.numpy() for a in arrays))
+
+
 def _read(path: Path, s: dict) -> Run:
     tensors = _migrated_tensors(load_file(path / WEIGHTS))
     context = Context(*(tensors.pop(f"context.{k}") for k in Context._fields))
-    residual = [tensors.pop(f"residual.{k}").numpy() for k in ResidualCorrection._fields]
+    corrections = {name: _correction(tensors, name) for name in CORRECTIONS}
     settings = make_settings(s["preset"], **s["settings"])
     names = pd.Index(s["nodes"]["names"], name="node")
     position = pd.Index(s["genes"]).get_indexer(names)
@@ -394,7 +420,7 @@ def _read(path: Path, s: dict) -> Run:
         labels=s["labels"],
         batches=s["batches"],
         context=context,
-        residual=ResidualCorrection(*residual),
+        **corrections,
         history=pd.read_csv(path / HISTORY),
         ended=s.get("ended"),
         cells=s["cells"],
