@@ -182,11 +182,17 @@ def _asked(run: Path, genes: tuple, **options):
 @_unseen_option
 @_prior_option
 @click.option(
+    "--purpose",
+    default="balanced",
+    type=click.Choice(["balanced", "accuracy", "discrimination"]),
+    help="What is shrunken: for accuracy most, to tell perturbations apart least.",
+)
+@click.option(
     "--top", default=10, type=click.IntRange(1), help="Genes of each perturbation that are shown."
 )
 @json_option
 @quiet_option
-def predict(run, genes, *, file, unseen, prior, top, as_json, quiet):
+def predict(run, genes, *, file, unseen, prior, purpose, top, as_json, quiet):
     """Predict what perturbations do to every gene.
 
     GENE is a perturbed gene such as GATA1, or several at once, such as CEBPA+KLF1; without any, all
@@ -194,7 +200,8 @@ def predict(run, genes, *, file, unseen, prior, top, as_json, quiet):
     of the mean of log2(1 + 10,000 x / library size). Files say so, and also hold spread (posterior
     standard deviation), mean and residual (the part that was read from training cells).
     """
-    choices = dict(unseen="network" if unseen else "refuse", prior=prior, progress=not quiet)
+    choices = dict(unseen="network" if unseen else "refuse", prior=prior)
+    choices |= dict(purpose=purpose, progress=not quiet)
     effects = _asked(run, genes, **choices)
     n_perturbations, n_genes = effects.shape
     if file:

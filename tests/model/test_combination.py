@@ -1,16 +1,19 @@
 """Validation cells decide how much simple methods count beside the decoder."""
 
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
 from gpovae import GPOVAE, prepare
 from gpovae.api import trained_run
+from gpovae.app.ask import predict
+from gpovae.core.errors import GpovaeError
 from gpovae.data.simulate import simulated
 from gpovae.evaluate.baselines import simple_effects
 from gpovae.evaluate.effects import shown_effects
-from gpovae.model.combination import combined, evidence, low_rank, weights
+from gpovae.model.combination import PURPOSES, combined, evidence, low_rank, weights
 from gpovae.model.residual import Shown
 from gpovae.train.build import Built
 
@@ -96,3 +99,43 @@ def test_a_screen_without_validation_controls_is_predicted_without_weights():
     model.settings = replace(model.settings, combination=False)
     model.run = trained_run(model, Built(run.vae, run.labels, run.batches), run.history, seed=0)
     np.testing.assert_array_equal(model.predict().X, plain)
+
+
+def test_purposes_lie_between_least_error_and_the_training_mean():
+    adata = prepared()
+    model = GPOVAE(adata, **SMALL)
+    model.train(max_epochs=5, seed=0, progress=False)
+    effects = {purpose: model.predict(purpose=purpose).X for purpose in PURPOSES}
+    mean = shown_effects(adata, "train", model.labels).effect
+    for purpose, share in PURPOSES.items():
+        expected = (1 - share) * effects["accuracy"] + share * mean
+        np.testing.assert_allclose(effects[purpose], expected, atol=1e-5)
+    np.testing.assert_array_equal(model.predict().X, effects["balanced"])
+    assert np.abs(effects["accuracy"] - mean).max() > 0.1
+
+
+def test_a_purpose_that_changes_nothing_is_refused():
+    model = GPOVAE(prepared(), combination=False, **SMALL)
+    model.train(max_epochs=2, seed=0, progress=False)
+    model.predict(purpose="balanced")
+    with pytest.raises(GpovaeError, match="combination=False"):
+        model.predict(purpose="accuracy")
+
+
+def test_shell_and_python_know_the_same_purposes():
+    (option,) = (p for p in predict.params if p.name == "purpose")
+    assert set(option.type.choices) == set(PURPOSES)
+    assert get_args(get_type_hints(GPOVAE.predict)["purpose"]) == tuple(option.type.choices)
+
+
+def test_noise_of_the_controls_decides_nothing_about_what_is_special():
+    "It is the same in the effects of all perturbations."
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(20, 200))
+    training, validation = shown(truth, rng), shown(truth, rng)
+    methods = [truth + rng.normal(size=truth.shape), *simple_effects(training)]
+    q = evidence(training)
+    moved = validation._replace(effect=validation.effect + 3 * rng.normal(size=200))
+    np.testing.assert_allclose(
+        weights(methods, q, moved), weights(methods, q, validation), atol=1e-6
+    )
