@@ -20,12 +20,14 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 import gpovae
 from gpovae.api import trained_run
 from gpovae.evaluate.baselines import baselines
 from gpovae.evaluate.comparisons import compare_scores
+from gpovae.evaluate.effects import shown_effects
 from gpovae.evaluate.observed import observe
 from gpovae.model.combination import PURPOSES
 from gpovae.train.build import Built
@@ -57,6 +59,27 @@ def prepared(name: str, seed: int):
     return adata
 
 
+def thirds(values: np.ndarray) -> np.ndarray:
+    "(R,) 0, 1 or 2."
+    return np.argsort(np.argsort(values)) * 3 // len(values)
+
+
+def coverage(model: gpovae.GPOVAE, adata) -> dict[str, float]:
+    "Share of test effects within 1.96 spreads, noise of both added, in thirds of perturbations."
+    prediction = model.predict()
+    test = shown_effects(adata, "test", model.labels)
+    sd = np.sqrt(prediction.layers["spread"] ** 2 + test.noise + test.control_noise)
+    # a gene that no test cell of a perturbation shows has no effect and no noise
+    is_seen = test.is_shown()[:, None] & (test.noise > 1e-6)
+    is_covered = np.where(is_seen, np.abs(test.effect - prediction.X) < 1.96 * sd, np.nan)
+    size = (test.effect**2 - test.noise).mean(1)
+    groups = dict(size=thirds(size), cells=thirds(model.run.error.cells))
+    shares = {"all": np.nanmean(is_covered)}
+    for name, third in groups.items():
+        shares |= {f"{name} {t + 1}": np.nanmean(is_covered[third == t]) for t in range(3)}
+    return {k: round(float(share), 4) for k, share in shares.items()}
+
+
 def predictions(model: gpovae.GPOVAE, seed: int) -> dict[str, pd.DataFrame]:
     "Of one training, without the combination and with it, for each purpose."
     run = model.run
@@ -73,6 +96,7 @@ def measured(name: str, seed: int) -> dict:
     adata = prepared(name, seed)
     model = gpovae.GPOVAE(adata)
     model.train(seed=seed, progress=False)
+    covered = coverage(model, adata)
     tables = predictions(model, seed) | baselines(adata)
     observed = observe(adata)
     tables = {k: table.loc[observed.effects.index] for k, table in tables.items()}
@@ -83,6 +107,7 @@ def measured(name: str, seed: int) -> dict:
         cells=adata.n_obs,
         perturbations=len(model.labels),
         seconds=round(time.time() - start),
+        coverage=covered,
         scores={k: row.round(5).to_dict() for k, row in values.iterrows()},
     )
 

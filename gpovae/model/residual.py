@@ -24,6 +24,11 @@ class Shown(NamedTuple):
         "(R,) Has it such cells?"
         return np.isfinite(self.effect).all(1) & np.isfinite(self.noise).all(1)
 
+    def of(self, rows) -> "Shown":
+        "Of some of the perturbations."
+        alone = self.effect[rows], self.noise[rows], self.control_noise, self.cells[rows]
+        return Shown(*alone)
+
     def share(self) -> np.ndarray:
         "(R,) of all perturbed cells."
         return self.cells / self.cells.sum()

@@ -29,6 +29,7 @@ from ..model.iwelbo import iwelbo, particles
 from ..model.prediction import average_effects, log2_table
 from ..model.residual import Shown, residual_correction
 from ..model.sampling import sample_counts
+from ..model.spread import ErrorModel, fit_error
 from ..model.unseen import between, predict_unseen, response_rows
 from ..model.vae import VAE
 from ..network.edges import edge_table, with_evidence
@@ -129,6 +130,9 @@ def predict_effects(
 
     _warn_of_guesses([p for p, e in zip(names, evidence, strict=True) if e == "none"])
     residual = np.stack([run.residual_of(p, purpose) for p in names])
+    if run.error is not None:
+        for row in np.flatnonzero(is_trained):
+            effects[2, row] = run.error.spread(effects[2, row], run.rows_of(names[row]))
     return _as_anndata(run, names, effects, residual, evidence.astype(str))
 
 # %% ../../nbs/train/60_predictions.ipynb #74446b58
@@ -162,6 +166,19 @@ def _in_two_parts(residual: np.ndarray, training: Shown) -> ResidualCorrection:
     return ResidualCorrection(common.astype(np.float32), (residual - common).astype(np.float32))
 
 # %% ../../nbs/train/60_predictions.ipynb #8178ba05
+MOST = 200  # perturbations from which the error is learnt
+
+
+def _fitted_error(run: Run, training: Shown, validation: Shown, progress: bool) -> ErrorModel:
+    "Of predictions of the run, from perturbations that validation cells show."
+    shown = np.flatnonzero(validation.is_shown())
+    some = shown[np.linspace(0, len(shown) - 1, min(MOST, len(shown))).astype(int)]
+    prediction = predict_effects(run, [run.labels[row] for row in some], {}, progress=progress)
+    spread = prediction.layers["spread"]
+    error = fit_error(prediction.X, spread, training.of(some), validation.of(some))
+    return error._replace(cells=training.cells.astype(np.float32))
+
+
 def with_residual(
     run: Run,
     training: Shown,
@@ -185,15 +202,17 @@ def with_residual(
         run.vae, run.context, rows, draws=0, seed=run.seed, progress=progress
     )
     common, own = residual_correction(predicted, training)
+    corrected = replace(run, residual=ResidualCorrection(common, own), unshrunken=None, error=None)
     if validation is None or not can_decide(validation):
-        return replace(run, residual=ResidualCorrection(common, own), unshrunken=None)
+        return corrected
     methods = [predicted + common + own, *simple, low_rank(training)]
     best = combined(methods, training, validation)
-    return replace(
-        run,
+    weighed = replace(
+        corrected,
         residual=_in_two_parts(best - predicted, training),
         unshrunken=_in_two_parts(training.effect - predicted, training),
     )
+    return replace(weighed, error=_fitted_error(weighed, training, validation, progress))
 
 # %% ../../nbs/train/60_predictions.ipynb #dcd863db
 def run_edges(

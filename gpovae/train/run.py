@@ -35,6 +35,7 @@ from ..model.combination import PURPOSES
 from ..model.prediction import Context, control_context
 from ..model.presets import Settings, make_settings, translate_settings
 from ..model.response_buffers import ResponseBuffers
+from ..model.spread import ErrorModel
 from ..model.vae import VAE
 from .build import Built, assemble
 from .checkpoint import STATE
@@ -42,9 +43,6 @@ from .logs import LOGS
 from .memory import choose, evaluating, placed, sizes
 
 # %% ../../nbs/train/50_run.ipynb #e2eb2a96
-CORRECTIONS = "residual", "unshrunken"  # fields of `Run`
-
-
 class ResidualCorrection(NamedTuple):
     "What predictions take over from the training effects (`gpovae.model.prediction`), in log2."
 
@@ -81,8 +79,13 @@ class Run:
     cells: str  # identity of cells and split
     screen: str  # identity of the screen
     unshrunken: ResidualCorrection | None = None  # up to the means of training cells
+    error: ErrorModel | None = None  # what predictions may be off by
     prior: dict | None = None  # known edges: `edges` and `strength`
     data: str | None = None  # where the screen lies
+
+
+# fields that are arrays beside the weights
+ARRAYS = dict(residual=ResidualCorrection, unshrunken=ResidualCorrection, error=ErrorModel)
 
 # %% ../../nbs/train/50_run.ipynb #e7749155
 @patch(as_prop=True)
@@ -98,17 +101,21 @@ def node_rows(self: Run, perturbations: list[str]) -> list[list[int]]:
 
 
 @patch
+def rows_of(self: Run, perturbation: str) -> list[int]:
+    "Its row among the labels; of several genes not perturbed together, those of each alone."
+    if perturbation in self.labels:
+        return [self.labels.index(perturbation)]
+    return [self.labels.index(gene) for gene in targets(perturbation) if gene in self.labels]
+
+
+@patch
 def residual_of(self: Run, perturbation: str, purpose: str = "balanced") -> np.ndarray:
     """(genes,) residual correction of a perturbation for a purpose, a key of `PURPOSES`.
 
     Several genes that were not perturbed together have the common part, and the own parts of
     those that were perturbed alone.
     """
-    parts = [perturbation]
-    if perturbation not in self.labels:
-        parts = [gene for gene in targets(perturbation) if gene in self.labels]
-    rows = [self.labels.index(p) for p in parts]
-
+    rows = self.rows_of(perturbation)
     residual = self.residual.common + self.residual.own[rows].sum(0)
     if self.unshrunken is None:
         return residual
@@ -329,11 +336,11 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
     "Everything of a run that is a tensor."
     tensors = {k: v.contiguous() for k, v in run.vae.state_dict().items()}
     tensors |= {f"context.{k}": v.contiguous() for k, v in run.context._asdict().items()}
-    for name in CORRECTIONS:
-        correction = getattr(run, name)
-        if correction is not None:
-            arrays = correction._asdict().items()
-            tensors |= {f"{name}.{k}": torch.from_numpy(array) for k, array in arrays}
+    for name in ARRAYS:
+        arrays = getattr(run, name)
+        if arrays is not None:
+            named = arrays._asdict().items()
+            tensors |= {f"{name}.{k}": torch.from_numpy(array) for k, array in named}
     return tensors
 
 
@@ -396,16 +403,16 @@ def read(self: RunFolder) -> Run:
         ) from e
 
 # %% ../../nbs/train/50_run.ipynb #675f3d6a
-def _correction(tensors: dict, name: str) -> ResidualCorrection | None:
-    "Taken out of the tensors of a run, where it is one of them."
-    arrays = [tensors.pop(f"{name}.{k}", None) for k in ResidualCorrection._fields]
-    return None if arrays[0] is None else ResidualCorrection(*(a.numpy() for a in arrays))
+def _arrays(tensors: dict, name: str, kind: type):
+    "Those of a field of the run, taken out of its tensors; None where it has none."
+    arrays = [tensors.pop(f"{name}.{k}", None) for k in kind._fields]
+    return None if arrays[0] is None else kind(*(a.numpy() for a in arrays))
 
 
 def _read(path: Path, s: dict) -> Run:
     tensors = _migrated_tensors(load_file(path / WEIGHTS))
     context = Context(*(tensors.pop(f"context.{k}") for k in Context._fields))
-    corrections = {name: _correction(tensors, name) for name in CORRECTIONS}
+    arrays = {name: _arrays(tensors, name, kind) for name, kind in ARRAYS.items()}
     settings = make_settings(s["preset"], **s["settings"])
     names = pd.Index(s["nodes"]["names"], name="node")
     position = pd.Index(s["genes"]).get_indexer(names)
@@ -420,7 +427,7 @@ def _read(path: Path, s: dict) -> Run:
         labels=s["labels"],
         batches=s["batches"],
         context=context,
-        **corrections,
+        **arrays,
         history=pd.read_csv(path / HISTORY),
         ended=s.get("ended"),
         cells=s["cells"],
