@@ -384,8 +384,8 @@ def predict(
     -------
     AnnData
         Perturbations x genes. `X`: effect, difference of mean log2(1 + 1e4 x / l) to control
-        cells. `layers["mean"]`: that mean under perturbation; `layers["spread"]`: its posterior
-        standard deviation, for unseen targets also that between perturbations;
+        cells. `layers["mean"]`: that mean under perturbation; `layers["spread"]`: the standard
+        deviation of the error of the effect, for unseen targets also that between perturbations;
         `layers["residual"]`: the part read from training cells. `obs["evidence"]`: trained,
         network, prior or none.
 

@@ -52,7 +52,7 @@ def write_file(file: Path, adata, table) -> None:
 _EFFECT = "difference to control cells, of the mean of log2(1 + 10,000 x / library size)"
 UNITS = dict(
     effect=_EFFECT,
-    spread="posterior standard deviation of the effect",
+    spread="standard deviation of the error of the effect",
     mean="mean of log2(1 + 10,000 x / library size) under the perturbation",
     residual="part of the effect that was read from training cells",
 )
@@ -197,8 +197,8 @@ def predict(run, genes, *, file, unseen, prior, purpose, top, as_json, quiet):
 
     GENE is a perturbed gene such as GATA1, or several at once, such as CEBPA+KLF1; without any, all
     perturbations of RUN are predicted. Effects are in log2 units: the difference to control cells
-    of the mean of log2(1 + 10,000 x / library size). Files say so, and also hold spread (posterior
-    standard deviation), mean and residual (the part that was read from training cells).
+    of the mean of log2(1 + 10,000 x / library size). Files say so, and also hold spread (standard
+    deviation of the error), mean and residual (the part that was read from training cells).
     """
     choices = dict(unseen="network" if unseen else "refuse", prior=prior)
     choices |= dict(purpose=purpose, progress=not quiet)
