@@ -37,9 +37,9 @@ HEAVY = [
     "gpovae.data.prepare",
     "gpovae.network.modules",
     "gpovae.plots",
-    "forked",  # what a child runs: this module, else imported by every child
-    "ipykernel.kernelapp",  # and a kernel (tests/kernels.py)
-    "tools.warm",  # found where pytest is started in the root; else every child warms itself
+    "ipykernel.kernelapp",  # for a kernel (tests/kernels.py)
+    "tools.warm",  # and this module; found where pytest is started in the root, else every child
+    # imports it and warms itself
 ]
 
 
