@@ -131,8 +131,11 @@ def _execute(cells: list, folder: Path, answers) -> None:
         answers.send("".join(traceback.format_exception(error)))
 
 
-def execute(nb, folder: Path, timeout: float = 600):
-    "A copy of a notebook with the outputs of its code cells. Raises RuntimeError with the cell."
+def execute(nb, folder: Path, timeout: float = 3600):
+    """A copy of a notebook with the outputs of its code cells. Raises RuntimeError with the cell.
+
+    The timeout ends what hangs; on a busy machine a minute of work has taken more than 600 s.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(HEAVY)
     code = [c for c in nb.cells if c.cell_type == "code" and c.source.strip()]
