@@ -162,7 +162,7 @@ def _run_in_kernel(nb, folder: Path) -> None:
     from gpovae.app.reports import ThisInterpreter
 
     where = {"metadata": {"path": str(folder)}}
-    options = dict(timeout=300, kernel_manager_class=ThisInterpreter, resources=where)
+    options = dict(timeout=3600, kernel_manager_class=ThisInterpreter, resources=where)
     NotebookClient(nb, **options).execute()
     for cell in nb.cells:
         for output in cell.get("outputs", []):

@@ -37,9 +37,9 @@ HEAVY = [
     "gpovae.data.prepare",
     "gpovae.network.modules",
     "gpovae.plots",
-    "forked",  # what a child runs: this module, else imported by every child
-    "ipykernel.kernelapp",  # and a kernel (tests/kernels.py)
-    "tools.warm",  # found where pytest is started in the root; else every child warms itself
+    "ipykernel.kernelapp",  # for a kernel (tests/kernels.py)
+    "tools.warm",  # and this module; found where pytest is started in the root, else every child
+    # imports it and warms itself
 ]
 
 
@@ -131,8 +131,11 @@ def _execute(cells: list, folder: Path, answers) -> None:
         answers.send("".join(traceback.format_exception(error)))
 
 
-def execute(nb, folder: Path, timeout: float = 600):
-    "A copy of a notebook with the outputs of its code cells. Raises RuntimeError with the cell."
+def execute(nb, folder: Path, timeout: float = 3600):
+    """A copy of a notebook with the outputs of its code cells. Raises RuntimeError with the cell.
+
+    The timeout ends what hangs; on a busy machine a minute of work has taken more than 600 s.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(HEAVY)
     code = [c for c in nb.cells if c.cell_type == "code" and c.source.strip()]
