@@ -1,0 +1,42 @@
+"""Missing words of a column are words of their own, with pandas 2 and with pandas 3."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import gpovae
+from gpovae.data.labels import as_text, gene_names
+from gpovae.data.register import register
+from gpovae.data.screen import Key
+
+MISSING = [
+    pd.Series([np.nan, "a"]),
+    pd.Series([np.nan, "a"], dtype=object),
+    pd.Series(pd.Categorical([np.nan, "a"])),
+    pd.Index([np.nan, "a"]),
+]
+
+
+@pytest.mark.parametrize("values", MISSING, ids=lambda v: f"{type(v).__name__}-{v.dtype}")
+def test_missing_is_a_word(values):
+    assert list(as_text(values)) == ["nan", "a"]
+
+
+def test_numbers_are_as_they_were():
+    assert list(as_text(pd.Series([1.0, np.nan]))) == ["1.0", "nan"]
+
+
+def test_genes_without_an_annotation():
+    "A column of var that is empty for one gene stops nothing."
+    var = pd.DataFrame(dict(role=["target", np.nan]), index=["KLF1", "EMPTY"])
+    names, _ = gene_names(var)
+    assert list(names) == ["KLF1", "EMPTY"]
+
+
+def test_cells_without_a_batch_are_a_batch():
+    "Not the code -1, which would index the last batch."
+    adata = gpovae.datasets.simulated(200, 20, 3, seed=0)
+    adata.obs["lane"] = np.where(np.arange(200) < 100, "one", None)
+    register(adata, perturbation_key="gene", control="non-targeting", batch_key="lane")
+    batch = adata.obs[Key.batch]
+    assert batch.notna().all() and batch.nunique() == 2
