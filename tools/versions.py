@@ -179,12 +179,22 @@ def check(which, version, wheel, packages, folder):
     done = {"installation": installation(interpreter, wheel, packages, folder)}
     if done["installation"]["passed"]:
         row["installed"] = installed(folder / "venv/bin/python", version)
+        row["megabytes"] = dict(
+            wheel=round(wheel.stat().st_size / 1e6, 1),
+            environment=_megabytes(folder / "venv") + _megabytes(packages.parents[2]),
+        )
         print("  " + " ".join(f"{k}=={v}" for k, v in row["installed"].items()), flush=True)
         for what, command in steps(folder).items():
             done[what], output = run(what, command, folder)
             if what == "tests":
                 row["tests"] = counted(output)
     return row | dict(steps=done, passed=all(d["passed"] for d in done.values()))
+
+
+def _megabytes(folder):
+    "What the files of a folder hold."
+    files = (f for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
+    return round(sum(f.stat().st_size for f in files) / 1e6)
 
 
 def record(row, command):

@@ -199,3 +199,11 @@ def test_contributing_shows_what_is_recorded():
     assert f"<!-- versions -->\n{versions.table()}\n<!-- end -->" in text, (
         "python tools/versions.py table"
     )
+
+
+def test_the_first_page_names_every_extra():
+    extras = [k.removesuffix("_requirements") for k in settings if k.endswith("_requirements")]
+    cells = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    table = text.partition("| brings |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", table)) >= set(extras) - {"dev", "docs"}
