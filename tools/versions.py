@@ -222,13 +222,17 @@ def table():
 def _cells(row):
     "A row of the record as cells of the table."
     have, tests = row.get("installed", {}), row.get("tests")
-    outcome = [
-        "passed" if row["steps"].get(s, {}).get("passed") else "failed"
-        for s in ("quickstart", "demo")
-    ]
+    outcome = [_verdict(row["steps"].get(step)) for step in ("quickstart", "demo")]
     count = f"{tests['passed']} passed, {tests['failed']} failed" if tests else "not run"
     shown = [have.get(name, "").partition("+")[0] for name in SHOWN]
     return [row["python"], row["versions"], *shown, *outcome, count, row["date"]]
+
+
+def _verdict(step):
+    "passed, failed, or not run."
+    if step is None:
+        return "not run"
+    return "passed" if step["passed"] else "failed"
 
 
 def write_table(file=ROOT / "CONTRIBUTING.md"):

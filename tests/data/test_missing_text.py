@@ -35,7 +35,7 @@ def test_genes_without_an_annotation():
 
 def test_cells_without_a_batch_are_a_batch():
     "Not the code -1, which would index the last batch."
-    adata = gpovae.datasets.simulated(200, 20, 3, seed=0)
+    adata = gpovae.datasets.simulated(200, 60, 6, seed=0)
     adata.obs["lane"] = np.where(np.arange(200) < 100, "one", None)
     register(adata, perturbation_key="gene", control="non-targeting", batch_key="lane")
     batch = adata.obs[Key.batch]
