@@ -3,7 +3,8 @@
 # make check     the same for somebody editing: format, lint, types and the quick tests
 # make bench     the slow measurements; writes benchmarks/*.json
 # make book      re-execute every chapter, store what it prints and draws, derive README.md
-# make versions  the quickstart and quick tests with the oldest and newest versions, on each Python here
+# make versions  the quickstart, demo and quick tests with the oldest and newest versions, on each
+#                Python here; writes benchmarks/versions.json
 # make docs      the book as a site with search, reference and index: docs/_build/html/index.html
 BIN := .venv/bin
 # the first that works: the Python that is active, else the newest; or: make PYTHON=python3.13
@@ -52,5 +53,6 @@ docs: .venv/.docs
 	      exec "$$p" -m venv $$clear .venv; \
 	   fi; \
 	 done; echo "gpovae is set up with Python 3.11 or newer (with venv), and none of these is one: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3.13" >&2; exit 1
+	@echo "Installing gpovae and its tools into .venv with $$($(BIN)/python -V): minutes, and 3 GB (more where torch brings CUDA)." >&2
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -597,6 +597,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'gpovae.data.labels._listed': ('data/labels.html#_listed', 'gpovae/data/labels.py'),
                                     'gpovae.data.labels._plain': ('data/labels.html#_plain', 'gpovae/data/labels.py'),
                                     'gpovae.data.labels._symbols': ('data/labels.html#_symbols', 'gpovae/data/labels.py'),
+                                    'gpovae.data.labels.as_text': ('data/labels.html#as_text', 'gpovae/data/labels.py'),
                                     'gpovae.data.labels.canonical': ('data/labels.html#canonical', 'gpovae/data/labels.py'),
                                     'gpovae.data.labels.find_column': ('data/labels.html#find_column', 'gpovae/data/labels.py'),
                                     'gpovae.data.labels.gene_names': ('data/labels.html#gene_names', 'gpovae/data/labels.py'),

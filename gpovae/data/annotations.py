@@ -18,6 +18,7 @@ import pandas as pd
 from ..core.errors import GpovaeError
 from gpovae.data.labels import (
     CONTROL,
+    as_text,
     find_column,
     gene_names,
     is_control,
@@ -77,7 +78,7 @@ def spellings(labels: Iterable[str], control, names: Names) -> dict[str, str]:
 # %% ../../nbs/data/34_annotations.ipynb #4ec8bb3e
 def raw_labels(obs: pd.DataFrame, column: str) -> pd.Series:
     "Labels as text; those of scPerturb's pairs with a plus."
-    raw = obs[column].astype(str)
+    raw = as_text(obs[column])
     # only scPerturb has this column
     return _join_pairs(raw, obs["nperts"]) if "nperts" in obs else raw
 

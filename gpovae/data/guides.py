@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import GpovaeError
-from .labels import CONTROL, targets
+from .labels import CONTROL, as_text, targets
 from .responses import comparable, fold_changes
 from .screen import Screen
 
@@ -80,7 +80,7 @@ def _read_guides(screen: Screen, guide_key: str) -> _Guides:
     labels = screen.labels[rows].astype(object)
     column = obs[guide_key].iloc[rows]
     is_given = column.notna().to_numpy()
-    guides = column.astype(str).to_numpy(object)
+    guides = as_text(column).to_numpy(object)
 
     size = pd.Series(is_given).groupby([labels, guides]).transform("sum").to_numpy()
     keep = (labels == CONTROL) | (is_given & (size >= LEAST_CELLS))

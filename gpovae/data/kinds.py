@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import GpovaeError
-from .labels import CONTROL
+from .labels import CONTROL, as_text
 
 # %% ../../nbs/data/08_kinds.ipynb #45d94e53
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def canonical_kind(spelling) -> str:
 # %% ../../nbs/data/08_kinds.ipynb #dd195ec0
 def _from_column(obs: pd.DataFrame, column: str, labels: np.ndarray) -> np.ndarray:
     "(cells,) the kinds in a column; `GpovaeError` for an unknown or an ambiguous one."
-    said = obs[column].astype(str)
+    said = as_text(obs[column])
     kinds = said.map({word: canonical_kind(word) for word in said.unique()}).to_numpy(str)
     perturbed = labels != CONTROL
     unknown = perturbed & (kinds == "")

@@ -246,20 +246,25 @@ def _plain(names: pd.Index) -> pd.Index:
     is_changed = np.mean([a != b for a, b in zip(names, stripped, strict=True)] or [0])
     return pd.Index(stripped if is_changed > 0.5 else names, dtype=object)
 
+# %% ../../nbs/data/05_labels.ipynb #2f4aeaa9
+def as_text(values: pd.Series | pd.Index) -> pd.Series | pd.Index:
+    "As text, what is missing as well: pandas 3 leaves it missing, pandas 2 wrote nan."
+    return values.astype(str).fillna("nan")
+
 # %% ../../nbs/data/05_labels.ipynb #a05f48fe
 def _symbols(var: pd.DataFrame, column: str | None) -> pd.Series:
     "Names from a column of var, or from its index where the column is empty or None."
-    index = var.index.astype(str)
+    index = as_text(var.index)
     if column is None:
         return pd.Series(_plain(index), index)
-    text = var[column].astype(str)
+    text = as_text(var[column])
     is_empty = var[column].isna() | (text == "")
     return pd.Series(_plain(np.where(is_empty, index, text)), index)
 
 # %% ../../nbs/data/05_labels.ipynb #64a57d20
 def symbols(var: pd.DataFrame, key: str | None = None) -> pd.Series:
     "What the genes are called, some perhaps alike: `key`, or symbols where the index holds ids."
-    if key is None and _are_ids(_plain(var.index.astype(str)), _ENSEMBL, _OTHER_ID):
+    if key is None and _are_ids(_plain(as_text(var.index)), _ENSEMBL, _OTHER_ID):
         key = next((c for c in _SYMBOL_COLUMNS if c in var), None)
     return _symbols(var, key)
 
@@ -268,7 +273,7 @@ def _ensembl_ids(var: pd.DataFrame) -> Iterable[str]:
     "The index or the first column that holds Ensembl ids; nothing where none does."
     for column in [None, *var.columns]:
         ids = var.index if column is None else var[column]
-        ids = _plain(pd.Index(ids.astype(str)))
+        ids = _plain(pd.Index(as_text(ids)))
         if _are_ids(ids):
             return ids
     return []
@@ -276,14 +281,14 @@ def _ensembl_ids(var: pd.DataFrame) -> Iterable[str]:
 
 def _aliases(var: pd.DataFrame, names: pd.Index) -> dict[str, str]:
     "What else a gene is called by var: in its index, or a column that differs between genes."
-    aliases = dict(zip(var.index.astype(str), names, strict=True))
+    aliases = dict(zip(as_text(var.index), names, strict=True))
     for column in var.columns:
         if (
             not isinstance(var[column].dtype, pd.CategoricalDtype)
             and var[column].dtype.kind in "bif"
         ):
             continue
-        text = var[column].astype(str)
+        text = as_text(var[column])
         once = ~text.duplicated(keep=False) & var[column].notna()
         if once.mean() > 0.5:
             aliases = dict(zip(text[once], names[once], strict=True)) | aliases

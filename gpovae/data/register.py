@@ -24,6 +24,7 @@ from .features import genes_only
 from .kinds import read_kinds
 from gpovae.data.labels import (
     CONTROL,
+    as_text,
     canonical,
     gene_names,
     like_controls,
@@ -199,7 +200,7 @@ def _identity(adata: ad.AnnData, guide_key: str | None, sums: Iterable[np.ndarra
     words += [] if set(kinds) <= {"knockdown", CONTROL} else list(kinds)
     words += [str(values.tolist()) for values in sums]
     for key in (Key.batch, guide_key):
-        words += list(adata.obs[key].astype(str)) if key else []
+        words += list(as_text(adata.obs[key])) if key else []
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 # %% ../../nbs/data/35_register.ipynb #d1f50001
@@ -212,7 +213,7 @@ def _has_size_factor(adata: ad.AnnData, identity: str) -> bool:
 # %% ../../nbs/data/35_register.ipynb #51c9d09a
 def _batches(adata: ad.AnnData, batch_key: str | None) -> pd.Categorical:
     if batch_key:
-        return pd.Categorical(adata.obs[batch_key].astype(str))
+        return pd.Categorical(as_text(adata.obs[batch_key]))
     return pd.Categorical(np.repeat("all", adata.n_obs))
 
 # %% ../../nbs/data/35_register.ipynb #23e3a815

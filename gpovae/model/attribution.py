@@ -84,7 +84,7 @@ def log_fold(
     """
     mean_log2 = _mean_after(vae, context, columns)
     unchanged = mean_log2(torch.zeros(len(columns), dtype=torch.float64))
-    wanted = unchanged + torch.as_tensor(np.asarray(effects, float))
+    wanted = unchanged + torch.from_numpy(np.array(effects, float))
     return _bisect(mean_log2, wanted, limit).numpy()
 
 # %% ../../nbs/model/95_attribution.ipynb #546187d4
@@ -97,7 +97,7 @@ def effect_of(
     for start in range(0, len(columns), 512):  # cells x genes x nodes of the quadrature
         block = slice(start, start + 512)
         mean_log2 = _mean_after(vae, context, columns[block])
-        delta = torch.as_tensor(np.asarray(log_fold_changes[block], float))
+        delta = torch.from_numpy(np.array(log_fold_changes[block], float))
         parts.append((mean_log2(delta) - mean_log2(torch.zeros_like(delta))).numpy())
     return np.concatenate(parts)
 

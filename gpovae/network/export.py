@@ -207,6 +207,11 @@ def write_network(
             _write_table(edges, file, kind)
     return path
 
+# %% ../../nbs/network/90_export.ipynb #efa028a5
+# numbers come back to the bit: as pandas does by itself from 3.1 on, which deprecates the word
+_BEFORE_3_1 = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
+_EXACT = dict(float_precision="round_trip") if _BEFORE_3_1 else {}
+
 # %% ../../nbs/network/90_export.ipynb #77419e3b
 def read_edges(path: str | Path) -> pd.DataFrame:
     """The table of edges, back from a file; a gene may be called NA.
@@ -241,7 +246,7 @@ def read_edges(path: str | Path) -> pd.DataFrame:
     text = dict(source=str, target=str, flag=str)
     missing = {column: ["", "nan", "NaN"] for column in columns if column not in text}
     as_written = dict(dtype=text, keep_default_na=False, na_values=missing)
-    return pd.read_csv(path, sep=sep, float_precision="round_trip", **as_written)
+    return pd.read_csv(path, sep=sep, **as_written, **_EXACT)
 
 # %% ../../nbs/network/90_export.ipynb #22789e11
 def store_network(adata: ad.AnnData, edges: pd.DataFrame) -> None:

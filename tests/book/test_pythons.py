@@ -1,6 +1,7 @@
 """Python 3.11 and newer: which one make takes, exact versions for each, what the metadata say."""
 
 import configparser
+import json
 import re
 import shutil
 import subprocess
@@ -129,12 +130,12 @@ def test_workflow():
     "GitHub runs what make runs, on every Python that the metadata name."
     text = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
     flow = yaml.safe_load(text)
-    assert set(flow["jobs"]) == {"test", "docs", "wheel"}
+    assert set(flow["jobs"]) == {"test", "lint", "docs", "wheel"}
     matrix = flow["jobs"]["test"]["strategy"]["matrix"]
     assert matrix["python"] == settings["pythons"].split()
     targets = re.findall(r"^\s*- run: make (\w+)", text, re.M)
     rules = re.findall(r"^(\w[\w ]*):", (ROOT / "Makefile").read_text(), re.M)
-    assert {"test", "docs"} <= set(targets) <= set(" ".join(rules).split())
+    assert {"test", "lint", "docs"} <= set(targets) <= set(" ".join(rules).split())
     assert "://" not in text.replace("https://github.com", "")
     for job in flow["jobs"].values():
         assert job["steps"][0]["uses"].startswith("actions/checkout@")
@@ -153,3 +154,56 @@ def test_versions_say_which_python_is_missing(tmp_path, monkeypatch, missing):
     here, absent = versions.pythons(settings["pythons"].split())
     assert absent == missing
     assert list(here) == [v for v in settings["pythons"].split() if v not in missing]
+
+
+def test_lowest_versions_are_those_of_the_python():
+    "numpy 2.0 was never built for Python 3.13: its bound is another there."
+    import versions
+
+    numpy = [versions.lowest(v)["numpy"] for v in ("3.11", "3.12", "3.13")]
+    assert numpy == ["2", "2", "2.1"]
+    assert "torch" not in versions.lowest("3.11")
+    assert versions.pins("newest", "3.13") == []
+
+
+@pytest.mark.parametrize(
+    ["output", "number"],
+    [
+        ("..F\n1 failed, 3 passed, 2 skipped in 3.2s", (3, 1, 2)),
+        ("5 passed, 1 warning in 3.2s\n", (5, 0, 0)),
+        ("2 passed, 2 errors in 3.2s", (2, 2, 0)),
+        ("", (0, 0, 0)),
+    ],
+)
+def test_counts_of_the_last_line(output, number):
+    import versions
+
+    assert tuple(versions.counted(output).values()) == number
+
+
+def test_a_new_row_takes_the_place_of_the_old(tmp_path, monkeypatch):
+    import versions
+
+    monkeypatch.setattr(versions, "RECORD", tmp_path / "versions.json")
+    for python, torch, tests in [("3.13", "2.1", 1), ("3.9", "2.1+cpu", 1), ("3.9", "2.1", 2)]:
+        row = dict(python=python, versions="newest", installed=dict(torch=torch), tests=tests)
+        versions.record(row, "python tools/versions.py")
+    rows = json.loads(versions.RECORD.read_text())["rows"]
+    assert [(r["python"], r["tests"]) for r in rows] == [("3.9", 2), ("3.13", 1)]
+
+
+def test_contributing_shows_what_is_recorded():
+    import versions
+
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"<!-- versions -->\n{versions.table()}\n<!-- end -->" in text, (
+        "python tools/versions.py table"
+    )
+
+
+def test_the_first_page_names_every_extra():
+    extras = [k.removesuffix("_requirements") for k in settings if k.endswith("_requirements")]
+    cells = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    table = text.partition("| brings |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", table)) >= set(extras) - {"dev", "docs"}

@@ -166,6 +166,7 @@ def test_an_evaluation_is_that_of_one_process(address, prepared):
 
 
 def test_no_cluster_is_a_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
     monkeypatch.setattr(clusters, "_PATIENCE", (0.5, 1))
     for bad in ("tcp://127.0.0.1:9", "nowhere:1", "tcp:/x"):
         with pytest.raises(GpovaeError, match="No Dask scheduler answers at"), cluster(bad):
@@ -180,6 +181,7 @@ def test_no_cluster_is_a_sentence(tmp_path, monkeypatch):
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "tcp:/x"])
 def test_a_failed_connection_leaves_no_event_loop(monkeypatch, address):
     "One that the garbage collector stops may be the loop that the next connection starts."
+    pytest.importorskip("distributed")
 
     def loops():
         return {thread for thread in threading.enumerate() if thread.name.startswith("IO loop")}
