@@ -22,7 +22,7 @@ from ..core.errors import GpovaeError
 from ..core.options import check_fields, documented, option
 from ..data.responses import Responses
 from .denoising import steady_state
-from .grn import contract
+from .grn import GRN, contract
 
 # %% ../../nbs/network/85_design.ipynb #e1400009
 def entropy(p: np.ndarray) -> np.ndarray:
@@ -38,6 +38,9 @@ def as_frequent(p: np.ndarray, density: float) -> np.ndarray:
     return expit(log_odds + shift)
 
 # %% ../../nbs/network/85_design.ipynb #e140000a
+LEAST = 0.001001  # probability that a saved network holds for no edge
+
+
 class Edges(NamedTuple):
     "What is known of each edge (n, n); row = regulator."
 
@@ -56,13 +59,17 @@ def honest_edges(edges: Edges, responses: Responses) -> Edges:
     p = np.array(edges.probability, float)
     perturbed = responses.is_target.any(0)
     possible = responses.measured.any(0) & ~np.eye(len(p), dtype=bool)
-    known, unknown = possible & perturbed[:, None], possible & ~perturbed[:, None]
-    if unknown.any() and known.any():
-        density = np.clip(p[known].mean(), 1e-3, 0.5)
-        p[unknown] = as_frequent(p[unknown], density)
-    p = np.where(possible, p, 0)
+    of_perturbed = possible & perturbed[:, None]
+    unknown = possible & ~of_perturbed
     std = np.minimum(np.asarray(edges.std, float), 1)
-    return Edges(p, np.asarray(edges.effect, float), std)
+    if unknown.any() and of_perturbed.any():
+        # what the fit left out may be as strong as what it found
+        squares = (edges.effect**2 + std**2)[of_perturbed]
+        usual = np.average(squares, weights=p[of_perturbed] + 1e-9)
+        std[unknown & (edges.effect == 0)] = np.sqrt(usual)
+        density = np.clip(p[of_perturbed].mean(), 1e-3, 0.5)
+        p[unknown] = as_frequent(p[unknown], density)
+    return Edges(np.where(possible, p, 0), np.asarray(edges.effect, float), std)
 
 # %% ../../nbs/network/85_design.ipynb #e140000c
 _POINTS, _weights = np.polynomial.hermite_e.hermegauss(12)
@@ -80,12 +87,12 @@ def expected_entropy(edges: Edges, precision: np.ndarray) -> np.ndarray:
         return prior + (y**2 / without - (y - mean) ** 2 / present) / 2
 
     # equation network.design.1
-    left = np.zeros_like(p)
+    nats = np.zeros_like(p)
     for point, weight in zip(_POINTS, _WEIGHTS, strict=True):
         missed = np.logaddexp(0, -log_odds(mean + point * np.sqrt(present)))
         mistaken = np.logaddexp(0, log_odds(point * np.sqrt(without)))
-        left += weight * (p * missed + (1 - p) * mistaken)
-    return np.where(precision > 0, np.minimum(left / np.log(2), entropy(p)), entropy(p))
+        nats += weight * (p * missed + (1 - p) * mistaken)
+    return np.where(precision > 0, np.minimum(nats / np.log(2), entropy(p)), entropy(p))
 
 # %% ../../nbs/network/85_design.ipynb #e1400010
 class Pilot(NamedTuple):
@@ -183,8 +190,8 @@ def added(plan: Plan, g: int, cells: float) -> Added:
     precision = known(plan.cells[g] + cells) - known(plan.cells[g])
     precision[:, g] = 0  # what regulates g does not show where g is held
     of_rows = Edges(*(x[rows] for x in plan.edges))
-    left = expected_entropy(of_rows, plan.precision[rows] + precision)
-    return Added(rows, precision, plan.left[rows] - left)
+    remaining = expected_entropy(of_rows, plan.precision[rows] + precision)
+    return Added(rows, precision, plan.left[rows] - remaining)
 
 # %% ../../nbs/network/85_design.ipynb #e1400017
 def choose(plan: Plan, nodes: Sequence[int], n: int, cells: float, most: int = 1) -> list:
@@ -212,6 +219,21 @@ def take(plan: Plan, g: int, cells: float, best: Added) -> None:
     variance = plan.edges.variance()[best.rows]
     plan.variance[best.rows] = variance / (1 + variance * plan.precision[best.rows])
     plan.cells[g] += cells
+
+# %% ../../nbs/network/85_design.ipynb #de510001
+def fitted_edges(grn: GRN) -> Edges:
+    "What the fit of a trained model's network found."
+    if not grn.signed or not torch.isfinite(grn.effect_std).all():
+        raise GpovaeError(
+            "This network has no effects with uncertainties, so nothing says what is not known of"
+            " it. Train with preset='corrected'."
+        )
+    with torch.no_grad():
+        p = grn.probability().double()
+        # no probability is kept below this one
+        p = torch.where(p <= LEAST, 0, p)
+        parts = (p, grn.effect_mean, grn.effect_std)
+    return Edges(*(x.cpu().numpy().astype(float) for x in parts))
 
 # %% ../../nbs/network/85_design.ipynb #e1400019
 @documented
