@@ -27,7 +27,7 @@ from .grn import GRN, contract
 # %% ../../nbs/network/85_design.ipynb #e1400009
 def entropy(p: np.ndarray) -> np.ndarray:
     "Bits, of edges with these probabilities."
-    p = np.asarray(p, float)
+    p = np.clip(np.asarray(p, float), 0, 1)  # sums of draws may exceed 1 by rounding
     return (entr(p) + entr(1 - p)) / np.log(2)
 
 
@@ -56,7 +56,7 @@ class Edges(NamedTuple):
 
 def honest_edges(edges: Edges, responses: Responses) -> Edges:
     "With regulators that nobody perturbed as frequent as the others."
-    p = np.array(edges.probability, float)
+    p = np.clip(np.asarray(edges.probability, float), 0, 1)
     perturbed = responses.is_target.any(0)
     possible = responses.measured.any(0) & ~np.eye(len(p), dtype=bool)
     of_perturbed = possible & perturbed[:, None]
