@@ -107,7 +107,7 @@ def test_regulators_that_a_fit_left_out_are_as_uncertain_as_others():
     rows = next_table(known, table_of(done), None, NextOptions(n=N))
     assert set(rows["perturbation"][:9]) == {f"g{i}" for i in range(3, N)}
     assert list(rows["kind"]) == ["new"] * 9 + ["repeat"] * 3
-    assert (rows["cells"] == 80).all() and rows["edges"][0].startswith(rows["perturbation"][0])
+    assert (rows["cells"] == 80).all()
 
 
 def test_what_cannot_be_chosen_is_named():
