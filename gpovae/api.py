@@ -35,9 +35,10 @@ from .evaluate.effects import shown_effects
 from .evaluate.reach import candidates, nearest, wanted_state
 from .evaluate.scores import Scores
 from .evaluate.scores import evaluate as evaluate_tables
-from .model.attribution import cut_edges
+from .model.attribution import cut_edges, trained_responses
 from .model.prediction import basal_latent
 from .model.presets import make_settings
+from .network.design import NextOptions, fitted_edges, next_table
 from .network.explain import Explanation
 from .network.explain import explain as explain_effect
 from .network.export import as_networkx, node_table, store_network, write_network
@@ -714,6 +715,41 @@ def export_network(
     else:
         write_network(edges, path, format, self._node_table())
     return edges
+
+# %% ../nbs/api/10_api.ipynb #de520002
+@patch
+@takes(NextOptions)
+def next_perturbations(self: GPOVAE, genes: Sequence[str] | None = None, **options) -> pd.DataFrame:
+    """Which genes to perturb next, or which perturbations to repeat.
+
+    Parameters
+    ----------
+    genes : sequence of str, optional
+        Nodes of the network to choose from. None: all.
+
+    Returns
+    -------
+    DataFrame
+        perturbation, kind (new or repeat), cells, loss (expected, bits of entropy of the edges,
+        given the rows above), edges (that lose most). `attrs`: entropy, and what is left of it.
+
+    Raises
+    ------
+    GpovaeError
+        For genes that are no nodes, options that are not possible, and before training.
+
+    Notes
+    -----
+    See the chapter `gpovae.network.design`.
+
+    Examples
+    --------
+    >>> model.next_perturbations(n=10, cells=200)
+    """
+    run = self._trained()
+    options = NextOptions(**options)
+    responses = trained_responses(run.vae, run.labels, run.nodes)
+    return next_table(fitted_edges(run.vae.grn), responses, genes, options)
 
 # %% ../nbs/api/10_api.ipynb #8daf8ba9
 @patch

@@ -15,6 +15,7 @@ from .assistant import mcp
 from .check import check
 from .export import export
 from .fit import datasets, prepare, sweep, train
+from .next import next
 from .power import power
 from .shell import Commands
 from .show import compare, demo, evaluate, network, report, score
@@ -23,7 +24,7 @@ from .show import compare, demo, evaluate, network, report, score
 _PURPOSES = {
     "Prepare": (check, prepare, power, datasets),
     "Train": (demo, train, sweep),
-    "Ask": (predict, explain, reach, network, sample, latent, export, report, mcp),
+    "Ask": (predict, explain, reach, next, network, sample, latent, export, report, mcp),
     "Compare": (evaluate, compare, score),
 }
 _EPILOG = """\

@@ -79,6 +79,19 @@ def reliability(curve: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     return finish(ax, xlabel="predicted probability of an edge", ylabel="share of true edges")
 
+# %% ../../nbs/plots/50_edges.ipynb #de530002
+def expected_losses(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    "A bar for each row of `GPOVAE.next_perturbations`."
+    ax = own_axis(ax, 5, 0.8 + 0.2 * len(table))
+    place = np.arange(len(table))
+    for kind, colour in (("new", "model"), ("repeat", "other")):
+        of_kind = (table["kind"] == kind).to_numpy()
+        ax.barh(place[of_kind], table["loss"][of_kind], color=PALETTE[colour], label=kind)
+    ax.set_yticks(place, table["perturbation"])
+    ax.invert_yaxis()
+    ax.legend(frameon=False, loc="lower right")
+    return finish(ax, xlabel="expected loss of uncertainty (bits)")
+
 # %% ../../nbs/plots/50_edges.ipynb #2bc66af6
 def _layout(graph: nx.DiGraph, apart: float = 3.0) -> dict:
     "Positions of nodes; `apart` is the length of the spring between nodes without a path."
