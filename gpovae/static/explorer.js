@@ -1,4 +1,4 @@
-// The explorable network (chapter 52), drawn by Cytoscape.js 3.35.0 (MIT licence: cytoscape.LICENSE). Gene names are untrusted: they reach the page as text only, and never a selector.
+// The explorable network (nbs/plots/80_explorer.ipynb), drawn by Cytoscape.js 3.35.0 (MIT licence: cytoscape.LICENSE). Gene names are untrusted: they reach the page as text only, and never a selector.
 (() => {
 "use strict";
 const began = performance.now(), $ = id => document.getElementById(id), timing = {};
@@ -12,6 +12,7 @@ const lowest = E.length ? Math.floor(100 * Math.min(...E.map(e => e.p))) / 100 :
 const WORDS = {1: "activates", "-1": "represses", 0: "regulates"}, ARROWS = {1: "\u2192", "-1": "\u22a3", 0: "\u2192"};
 const number = (x, digits = 3) => x === null || x === undefined ? "not known" : x === 0 ? "0" : Math.abs(x) < 1e-3 ? x.toExponential(1) : Math.abs(x) >= 1e4 ? x.toLocaleString("en") : String(+x.toPrecision(digits));
 const told = v => typeof v === "number" ? number(v) : v === null || v === undefined ? "not known" : v === true ? "yes" : v === false ? "no" : String(v);
+const some = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 const signed = x => (x > 0 ? "+" : "") + number(x);
 const state = {min: lowest, sign: 0, max: most, sure: false, view: {kind: "all"}, chosen: null, selected: []};
 
@@ -123,7 +124,7 @@ const panel = (...parts) => { $("panel").replaceChildren(...parts); $("panel").s
 function welcome() {
   const top = G.map((_, g) => g).filter(g => out[g].some(passes)).sort((a, b) => out[b].filter(passes).length - out[a].filter(passes).length || a - b).slice(0, 12);
   panel(tag("h2", "The network"), tag("p", E.length ? "Click a gene or an edge, or type a name. Double-click a gene to add what it regulates and what regulates it. Shift and a click select several genes. Click the drawing first, then the wheel zooms." : "There is no edge in this table."),
-    tag("h3", "Regulators with most targets"), listed(top, g => button(G[g].name, () => go(g), `${out[g].filter(passes).length} targets`)));
+    tag("h3", "Regulators with most targets"), listed(top, g => button(G[g].name, () => go(g), some(out[g].filter(passes).length, "target"))));
 }
 function partner(e, g, arrow) { return button(`${ARROWS[e.sign]} ${G[g].name}`, () => chooseEdge(e.i), `${signed(e.w)}, p ${e.p.toFixed(2)}`, WORDS[e.sign]); }
 // The selection is what a notebook is told of: the gene chosen and those added to it, the ends of an edge, the genes of a path.
@@ -241,10 +242,11 @@ cy.on("tap", ev => { if (ev.target === cy) clear(); else if (ev.target.isNode())
 cy.on("dbltap", "node", ev => { if (taps[0] === taps[1]) grow([taps[1]]); });
 cy.on("mouseover", "node, edge", ev => {
   const i = ev.target.data("at"), e = E[i];
-  tip.textContent = ev.target.isNode() ? `${G[i].name}: ${into[i].filter(passes).length} regulators, ${out[i].filter(passes).length} targets` : `${G[e.s].name} ${WORDS[e.sign]} ${G[e.t].name}: ${signed(e.w)}, p ${e.p.toFixed(2)}`;
+  tip.textContent = ev.target.isNode() ? `${G[i].name}: ${some(into[i].filter(passes).length, "regulator")}, ${some(out[i].filter(passes).length, "target")}` : `${G[e.s].name} ${WORDS[e.sign]} ${G[e.t].name}: ${signed(e.w)}, p ${e.p.toFixed(2)}`;
   tip.style.left = Math.min(ev.renderedPosition.x + 12, cy.width() - 200) + "px"; tip.style.top = ev.renderedPosition.y + 12 + "px"; tip.hidden = false; stage.style.cursor = "pointer";
 });
-cy.on("mouseout pan zoom", () => { tip.hidden = true; stage.style.cursor = ""; });
+const quiet = () => { tip.hidden = true; stage.style.cursor = ""; };
+cy.on("mouseout pan zoom", quiet); stage.addEventListener("pointerleave", quiet);
 welcome(); draw(false); fit();
 
 // ---- inside a notebook: the widget's frame is told the theme and a selection, and answers with its own ----

@@ -31,6 +31,8 @@ RUN_CELL = """async i => {
   await window.jupyterapp.commands.execute('notebook:run-cell');
 }"""
 
+THEME = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
+
 
 def notebook(*cells):
     kernel = dict(display_name="python3", language="python", name="python3")
@@ -115,5 +117,14 @@ def test_what_is_clicked_is_known_to_python(lab):
     book.python(["GENE1", "GENE2"])
     frame.press("#stage", "Escape")
     book.python([])
+
+    # the frame is as dark as JupyterLab
+    paper = "getComputedStyle(document.body).backgroundColor"
+    assert frame.evaluate(paper) == "rgb(255, 255, 255)"
+    book.page.evaluate(THEME, "JupyterLab Dark")
+    until_in_frame(frame, f"{paper} === 'rgb(23, 25, 28)'", START)
+    book.page.screenshot(path=started.folder / "dark.png")
+    book.page.evaluate(THEME, "JupyterLab Light")
+    until_in_frame(frame, f"{paper} === 'rgb(255, 255, 255)'", START)
     assert not outside(started, book.asked) and not book.said
     book.page.close()
