@@ -120,8 +120,8 @@ def jupyterlab(folder, **look):
 def opened(lab, name):
     "A page with a notebook whose kernel answers, and a list of what the page asks for."
     page = lab.context.new_page()
-    asked = []
-    page.on("request", lambda r: asked.append(r.url))
+    requests = []
+    page.on("request", lambda r: requests.append(r.url))
     workspace = name.replace(".", "-")
     page.goto(f"{lab.address}/lab/workspaces/{workspace}/tree/{name}.ipynb?token={TOKEN}")
     until(page, CELLS, START)
@@ -131,7 +131,7 @@ def opened(lab, name):
         " 'connected'",
         START,
     )
-    return page, asked
+    return page, requests
 
 
 def run(page):
@@ -147,7 +147,7 @@ def run(page):
     return page.evaluate(CELLS)
 
 
-def outside(lab, asked):
+def outside(lab, requests):
     "Requests that left the server."
     ours = (lab.address, lab.address.replace("http", "ws"), "data:", "blob:", "about:srcdoc")
-    return [url for url in asked if not url.startswith(ours)]
+    return [url for url in requests if not url.startswith(ours)]

@@ -31,11 +31,11 @@ def lab(tmp_path_factory):
 
 def run_all(lab, name):
     "The code cells of a notebook after Run > Run All Cells; a picture stays in the folder."
-    page, asked = opened(lab, name)
+    page, requests = opened(lab, name)
     cells = run(page)
     page.screenshot(path=lab.folder / f"{name}.png")
     page.close()
-    assert not outside(lab, asked)
+    assert not outside(lab, requests)
     return cells
 
 

@@ -58,9 +58,9 @@ class Notebook:
 
     def __init__(self, lab):
         self.lab = lab
-        self.page, self.asked = opened(lab, "widget")
-        self.said = []
-        self.page.on("dialog", lambda d: (self.said.append(d.message), d.dismiss()))
+        self.page, self.requests = opened(lab, "widget")
+        self.dialogs = []
+        self.page.on("dialog", lambda d: (self.dialogs.append(d.message), d.dismiss()))
 
     def frame(self):
         until(self.page, "!!document.querySelector('.jp-OutputArea iframe')", START)
@@ -69,11 +69,11 @@ class Notebook:
         until_in_frame(frame, READY, START)
         return frame
 
-    def click(self, frame, name, **more):
+    def click(self, frame, name, **options):
         "The mouse on a gene of the drawing."
         place = f"(p => [p.x, p.y])(gpovaeNetwork.node({json.dumps(name)}).renderedPosition())"
         x, y = frame.evaluate(place)
-        frame.locator("#stage").click(position=dict(x=x, y=y), **more)
+        frame.locator("#stage").click(position=dict(x=x, y=y), **options)
 
     def run_cell(self, number):
         "Run one cell, as its command does; what it printed."
@@ -126,5 +126,5 @@ def test_what_is_clicked_is_known_to_python(lab):
     book.page.screenshot(path=started.folder / "dark.png")
     book.page.evaluate(THEME, "JupyterLab Light")
     until_in_frame(frame, f"{paper} === 'rgb(255, 255, 255)'", START)
-    assert not outside(started, book.asked) and not book.said
+    assert not outside(started, book.requests) and not book.dialogs
     book.page.close()
