@@ -21,8 +21,9 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from .core.card import card
 from .core.cluster import cluster
-from .core.errors import GpovaeError
+from .core.errors import GpovaeError, on_interrupt
 from .core.options import check_settings, takes
 from .core.provenance import digest
 from .data.labels import canonical
@@ -195,6 +196,14 @@ def __repr__(self: GPOVAE):
     size = f"{len(self.genes)} genes, {len(self.nodes)} nodes"
     return f"GPOVAE(preset={self.preset!r}, {size}, {state})"
 
+
+@patch
+def _repr_html_(self: GPOVAE) -> str:
+    if self.run:
+        return self.run._repr_html_()
+    facts = dict(preset=self.preset, genes=f"{len(self.genes):,}", nodes=f"{len(self.nodes):,}")
+    return card("Model, not trained", facts, "model.train() trains it.")
+
 # %% ../nbs/api/10_api.ipynb #d609574f
 def _edges_of_screen(screen: Screen, prior) -> pd.Series:
     "Prior edges between nodes of the screen: (regulator, target) -> sign."
@@ -299,7 +308,11 @@ def train(
     """
     check_settings(dict(directory=directory, progress=progress), GPOVAE.train.__annotations__)
     options = TrainOptions(**options)
-    with using_threads(options.threads):
+    go_on = "The same call starts again; with directory=... it would go on where it was."
+    if directory:
+        go_on = f"The same call goes on from what is kept in {directory}."
+    advice = f"Training was interrupted, and the model is as it was before. {go_on}"
+    with using_threads(options.threads), on_interrupt(advice):
         return self._train(options, directory, progress)
 
 # %% ../nbs/api/10_api.ipynb #452b8a07

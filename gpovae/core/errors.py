@@ -8,6 +8,8 @@ __all__ = ['GpovaeError']
 
 # %% ../../nbs/core/10_errors.ipynb #3aafaa28
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _NUMPY = re.compile(r"\bnp\.\w+\(('[^']*'|\"[^\"]*\"|[^()]*)\)")
 
@@ -24,3 +26,14 @@ class GpovaeError(ValueError):
     def __init__(self, message: str = ""):
         # names often come from arrays, and NumPy shows them as np.str_('A')
         super().__init__(_NUMPY.sub(r"\1", str(message)))
+
+# %% ../../nbs/core/10_errors.ipynb #4e6d102c
+@contextmanager
+def on_interrupt(advice: str) -> Iterator[None]:
+    "A `KeyboardInterrupt` within says how to go on, unless it says so already."
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if error.args:
+            raise
+        raise KeyboardInterrupt(advice) from None

@@ -10,12 +10,19 @@ __all__ = ['Bar']
 import io
 import os
 import sys
+import threading
+from contextlib import contextmanager
+from functools import cache
 from time import time
 
+from fastcore.basics import patch
 from tqdm import tqdm
 
 # %% ../../nbs/core/30_progress.ipynb #93812a9e
 _LOG_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}"
+_ONCE = ", compiling, once{postfix}"
+_COMPILING_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} gone" + _ONCE
+_COMPILING_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}" + _ONCE + "]"
 
 
 def _shows_bars(file) -> bool:
@@ -28,6 +35,74 @@ def _shows_bars(file) -> bool:
 def _says_little(bar: tqdm, elapsed: float) -> bool:
     "Was a single unit done, within a minute? It may have been compiled."
     return 0 < bar.delay and elapsed < 60 and bar.n - bar.initial < 2
+
+# %% ../../nbs/core/30_progress.ipynb #2a789655
+class _Clock:
+    "Seconds that this process has spent compiling."
+
+    def __init__(self):
+        self.depth = 0  # one function is compiled within another
+        self.spent = 0.0
+        self.began = 0.0
+        self.ended = threading.Event()
+        self.lock = threading.Lock()
+
+    @property
+    def seconds(self) -> float:
+        return self.spent + (time() - self.began if self.depth else 0.0)
+
+
+_CLOCK = _Clock()
+
+# %% ../../nbs/core/30_progress.ipynb #8111a2aa
+@contextmanager
+def compiling():
+    "Bars say that what takes the time in this block is done once."
+    _begin()
+    try:
+        yield
+    finally:
+        _end()
+
+# %% ../../nbs/core/30_progress.ipynb #4b886b38
+def _begin() -> None:
+    with _CLOCK.lock:
+        _CLOCK.depth += 1
+        if _CLOCK.depth > 1:
+            return
+        _CLOCK.began = time()
+        _CLOCK.ended = threading.Event()
+    threading.Thread(target=_redraw, args=(_CLOCK.ended,), daemon=True).start()
+
+
+def _end() -> None:
+    with _CLOCK.lock:
+        _CLOCK.depth -= 1
+        if not _CLOCK.depth:
+            _CLOCK.spent += time() - _CLOCK.began
+            _CLOCK.ended.set()
+
+# %% ../../nbs/core/30_progress.ipynb #d41185ce
+def _redraw(ended: threading.Event) -> None:
+    "Draw the bars once a second: whoever would move them is waiting."
+    while not ended.wait(1):
+        for bar in list(Bar._instances):
+            if isinstance(bar, Bar) and not bar.disable:
+                bar.refresh()
+
+# %% ../../nbs/core/30_progress.ipynb #6537f634
+@cache
+def _listen(event) -> None:
+    "Have Numba tell when it compiles; what it finds in its cache is not compiled."
+
+    class Heard(event.Listener):
+        def on_start(self, event):
+            _begin()
+
+        def on_end(self, event):
+            _end()
+
+    event.register("numba:compile", Heard())
 
 # %% ../../nbs/core/30_progress.ipynb #fd2a5dff
 class Bar(tqdm):
@@ -47,6 +122,9 @@ class Bar(tqdm):
         file = settings.setdefault("file", sys.stderr)
         self.live = _shows_bars(file)
         self.due = 0.0  # when a log gets its next line
+        self.compiled_before = _CLOCK.seconds
+        if event := sys.modules.get("numba.core.event"):
+            _listen(event)
         look = {} if self.live else {"bar_format": _LOG_LINE}
         super().__init__(*args, **({"delay": 2, "disable": not progress} | look | settings))
 
@@ -56,7 +134,7 @@ class Bar(tqdm):
         if elapsed >= self.delay and self.live:
             super().display(msg, pos)
         elif elapsed >= self.delay and clock >= self.due:
-            if msg != "" and not _says_little(self, elapsed):
+            if msg != "" and (_CLOCK.depth or not _says_little(self, elapsed)):
                 self.fp.write(f"{str(self).rstrip()}\n")
                 self.fp.flush()
                 self.due = clock + max(10, elapsed / 10)
@@ -68,3 +146,16 @@ class Bar(tqdm):
                 self.display()  # the last line, where there was a first
             self.fp = io.StringIO()  # tqdm ends with a carriage return
         super().close()
+
+# %% ../../nbs/core/30_progress.ipynb #7c5beb74
+@patch(as_prop=True)
+def format_dict(self: Bar) -> dict:
+    "What tqdm writes a bar from, without the seconds that went into compiling."
+    shown = tqdm.format_dict.fget(self)
+    compiled = _CLOCK.seconds - self.compiled_before
+    if _CLOCK.depth:
+        shown["bar_format"] = _COMPILING_BAR if self.live else _COMPILING_LINE
+    elif compiled > 0:
+        working = max(shown["elapsed"] - compiled, 1e-3)
+        shown["rate"] = (self.n - self.initial) / working
+    return shown

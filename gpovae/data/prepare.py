@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.cluster import cluster
-from ..core.errors import GpovaeError
+from ..core.errors import GpovaeError, on_interrupt
 from ..core.options import takes
 from ..core.provenance import complete, storable, versions
 from . import datasets
@@ -53,6 +53,15 @@ from .steps import STEPS
 # %% ../../nbs/data/87_prepare.ipynb #0d0b0008
 def _subset(work: ad.AnnData, keep: np.ndarray) -> ad.AnnData:
     return work[keep].copy()
+
+
+_FROM_FILE = (
+    "Preparing was interrupted. The same call goes on with the first step that was not done."
+)
+_IN_MEMORY = (
+    "Preparing was interrupted, and the screen is as it was. The same call starts again;"
+    " gpovae.prepare_file, from file to file, would go on with the first step that was not done."
+)
 
 
 def _nothing(work: ad.AnnData) -> None:
@@ -140,9 +149,10 @@ def prepare(
     chosen = prepare_options(perturbation_key=perturbation_key, control=control, **options)
     _check_in_memory(adata)
 
-    work, why = _take_in(adata, chosen)
-    work = prepared(work, chosen, _subset, progress, after=_nothing)
-    note_source(work, why, parameters_of(chosen))
+    with on_interrupt(_IN_MEMORY):
+        work, why = _take_in(adata, chosen)
+        work = prepared(work, chosen, _subset, progress, after=_nothing)
+        note_source(work, why, parameters_of(chosen))
     carry_over(work, adata)
     return Screen(adata)
 
@@ -453,5 +463,5 @@ def prepare_file(
     request = _request(job)
     if not force and job.target.exists() and _made_from(job.target) == request:
         return False
-    with cluster(scheduler):
+    with cluster(scheduler), on_interrupt(_FROM_FILE):
         return _write_prepared(job, request, force, progress)

@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from fastcore.basics import patch
 
+from ..core.card import card, named
 from ..core.errors import GpovaeError
 from ..core.provenance import fingerprint
 from .blocks import as_csr
@@ -307,6 +308,17 @@ def gene_order(self: Screen) -> np.ndarray:
 def perturbations(self: Screen) -> list[str]:
     "Canonical labels other than control, sorted."
     return sorted(set(self.labels.tolist()) - {CONTROL})
+
+
+@patch
+def _repr_html_(self: Screen) -> str:
+    n_controls = int(self.is_control.sum())
+    facts = dict(cells=f"{self.adata.n_obs:,}, of which {n_controls:,} are controls")
+    facts |= dict(genes=f"{self.adata.n_vars:,}", perturbations=named(self.perturbations))
+    if Key.split in self.adata.obs:
+        sizes = self.adata.obs[Key.split].value_counts(sort=False)
+        facts["split"] = ", ".join(f"{n:,} {name}" for name, n in sizes.items() if n)
+    return card("Screen", facts)
 
 # %% ../../nbs/data/15_screen.ipynb #decbf59b
 @patch(as_prop=True)

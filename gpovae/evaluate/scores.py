@@ -222,7 +222,8 @@ def __repr__(self: Scores) -> str:
 @patch
 def _repr_html_(self: Scores) -> str:
     parts = [f"<h4>{k}</h4>{t.to_html(na_rep='-')}" for k, t in self.tables().items()]
-    return "".join([verdict_html(self), *parts])
+    tables = f"<details><summary>Tables</summary>{''.join(parts)}</details>"
+    return verdict_html(self) + tables
 
 # %% ../../nbs/evaluate/95_scores.ipynb #36dc1260
 def _plain(values) -> list:

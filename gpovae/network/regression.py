@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ..core.errors import on_interrupt
 from ..core.options import option, takes
 from ..core.progress import Bar
 from ..data.responses import Responses
@@ -218,7 +219,11 @@ def fit_network(responses: Responses, **options) -> NetworkFit:
     if isinstance(regulators, str) and regulators == "auto":
         regulators = "perturbed" if _suits_structural(responses.is_target) else "all"
     table = prepare_table(responses, o.prior, o.strength, regulators, o.floor)
-    posterior, probability, calibration = _run(o, table)
+    kept = "It goes on from the chains that are kept when the same call is made again."
+    if o.state is None:
+        kept = "Nothing of it was kept: the same call starts again."
+    with on_interrupt(f"Fitting the network was interrupted. {kept}"):
+        posterior, probability, calibration = _run(o, table)
 
     std = _add_dose_error(table, posterior)
     place = np.argsort(nodes)

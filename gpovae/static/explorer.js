@@ -1,4 +1,4 @@
-// The explorable network (chapter 52), drawn by Cytoscape.js 3.35.0 (MIT licence: cytoscape.LICENSE). Gene names are untrusted: they reach the page as text only, and never a selector.
+// The explorable network (nbs/plots/80_explorer.ipynb), drawn by Cytoscape.js 3.35.0 (MIT licence: cytoscape.LICENSE). Gene names are untrusted: they reach the page as text only, and never a selector.
 (() => {
 "use strict";
 const began = performance.now(), $ = id => document.getElementById(id), timing = {};
@@ -12,8 +12,9 @@ const lowest = E.length ? Math.floor(100 * Math.min(...E.map(e => e.p))) / 100 :
 const WORDS = {1: "activates", "-1": "represses", 0: "regulates"}, ARROWS = {1: "\u2192", "-1": "\u22a3", 0: "\u2192"};
 const number = (x, digits = 3) => x === null || x === undefined ? "not known" : x === 0 ? "0" : Math.abs(x) < 1e-3 ? x.toExponential(1) : Math.abs(x) >= 1e4 ? x.toLocaleString("en") : String(+x.toPrecision(digits));
 const told = v => typeof v === "number" ? number(v) : v === null || v === undefined ? "not known" : v === true ? "yes" : v === false ? "no" : String(v);
+const some = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 const signed = x => (x > 0 ? "+" : "") + number(x);
-const state = {min: lowest, sign: 0, max: most, sure: false, view: {kind: "all"}, chosen: null};
+const state = {min: lowest, sign: 0, max: most, sure: false, view: {kind: "all"}, chosen: null, selected: []};
 
 // ---- which edges are shown ----
 const passes = e => e.p >= state.min && (!state.sign || e.sign === state.sign) && !(state.sure && e.flag);
@@ -22,8 +23,8 @@ function shown() {
   const v = state.view;
   if (v.kind === "paths") { const on = new Set(v.paths.flatMap(p => p.edges.map(e => e.i))); return E.filter(e => on.has(e.i)); }
   const kept = E.filter(e => passes(e) && (v.kind === "all" || (v.genes.has(e.s) && v.genes.has(e.t))));
-  const top = kept.slice(0, state.max), on = new Set(top), c = state.chosen;  // the table is sorted, most probable first
-  return !c || c.path ? top : kept.filter(e => on.has(e) || (c.gene === undefined ? e.i === c.edge : e.s === c.gene || e.t === c.gene));   // and all of what was chosen
+  const top = kept.slice(0, state.max), on = new Set(top), c = state.chosen, its = new Set(state.selected);  // the table is sorted, most probable first
+  return !c || c.path ? top : kept.filter(e => on.has(e) || (c.gene === undefined ? e.i === c.edge : its.has(e.s) || its.has(e.t)));   // and all of what was chosen
 }
 
 // ---- the drawing ----
@@ -89,7 +90,7 @@ function draw(moved) {
   const start = performance.now(), kept = shown(), on = new Set(kept.map(e => e.i)), seen = new Set(kept.flatMap(e => [e.s, e.t]));
   if (state.view.kind === "around") state.view.genes.forEach(g => seen.add(g));
   if (state.view.kind === "paths") { seen.add(state.view.from); seen.add(state.view.to); }
-  if (state.chosen && state.chosen.gene !== undefined) seen.add(state.chosen.gene);
+  if (state.chosen && state.chosen.gene !== undefined) state.selected.forEach(g => seen.add(g));
   cy.batch(() => {
     need(kept);
     lines.forEach((l, i) => { if (l.hasClass("off") === on.has(i)) l.toggleClass("off", !on.has(i)); });
@@ -109,7 +110,7 @@ function mark() {                                                        // the 
   const c = state.chosen; cy.elements(".dim, .near, .chosen").removeClass("dim near chosen");
   if (!c) return;
   let near = cy.collection();
-  if (c.gene !== undefined) { nodes[c.gene].addClass("chosen"); const es = nodes[c.gene].connectedEdges().filter(x => !x.hasClass("off")); near = es.connectedNodes().union(nodes[c.gene]); near.addClass("near"); near = near.union(es); }
+  if (c.gene !== undefined) { const its = cy.collection().union(state.selected.map(g => nodes[g])).addClass("chosen"), es = its.connectedEdges().filter(x => !x.hasClass("off")); near = es.connectedNodes().union(its).addClass("near").union(es); }
   else if (c.edge !== undefined) { lines[c.edge].addClass("chosen"); near = lines[c.edge].connectedNodes().addClass("near").union(lines[c.edge]); }
   else if (c.path) { c.path.edges.forEach(e => { lines[e.i].addClass("chosen"); near = near.union(lines[e.i]).union(lines[e.i].connectedNodes()); }); near.nodes().addClass("near"); }
   cy.elements().not(near).addClass("dim");
@@ -122,23 +123,32 @@ function listed(items, make) { const u = tag("ul"); for (const x of items) { con
 const panel = (...parts) => { $("panel").replaceChildren(...parts); $("panel").scrollTop = 0; };
 function welcome() {
   const top = G.map((_, g) => g).filter(g => out[g].some(passes)).sort((a, b) => out[b].filter(passes).length - out[a].filter(passes).length || a - b).slice(0, 12);
-  panel(tag("h2", "The network"), tag("p", E.length ? "Click a gene or an edge, or type a name. Double-click a gene to add what it regulates and what regulates it. Click the drawing first, then the wheel zooms." : "There is no edge in this table."),
-    tag("h3", "Regulators with most targets"), listed(top, g => button(G[g].name, () => go(g), `${out[g].filter(passes).length} targets`)));
+  panel(tag("h2", "The network"), tag("p", E.length ? "Click a gene or an edge, or type a name. Double-click a gene to add what it regulates and what regulates it. Shift and a click select several genes. Click the drawing first, then the wheel zooms." : "There is no edge in this table."),
+    tag("h3", "Regulators with most targets"), listed(top, g => button(G[g].name, () => go(g), some(out[g].filter(passes).length, "target"))));
 }
 function partner(e, g, arrow) { return button(`${ARROWS[e.sign]} ${G[g].name}`, () => chooseEdge(e.i), `${signed(e.w)}, p ${e.p.toFixed(2)}`, WORDS[e.sign]); }
-function chooseGene(g) {
-  state.chosen = {gene: g};
+// The selection is what a notebook is told of: the gene chosen and those added to it, the ends of an edge, the genes of a path.
+let notebook = null;                                                      // the window around this one, once it has asked
+function select(genes) { state.selected = [...new Set(genes)]; if (notebook) notebook.postMessage({gpovae: "selected", selected: state.selected.map(g => G[g].name)}, "*"); }
+const kept = g => state.selected.includes(g) ? state.selected : [g];
+function toggle(g) {                                                      // an edge or a path is no start of a list
+  const before = state.chosen && state.chosen.gene !== undefined ? state.selected : [], after = before.includes(g) ? before.filter(h => h !== g) : [...before, g];
+  after.length ? chooseGene(after.includes(g) ? g : after[after.length - 1], after) : clear();
+}
+function chooseGene(g, selected = [g]) {
+  state.chosen = {gene: g}; select(selected);
   const size = e => -Math.abs(e.w), r = into[g].filter(passes).sort((a, b) => size(a) - size(b)), t = out[g].filter(passes).sort((a, b) => size(a) - size(b)), about = [];
   if (G[g].module !== null && G[g].module !== undefined) about.push(`module ${G[g].module}`);
   if (G[g].perturbed !== undefined) about.push(G[g].perturbed ? "perturbed" : "not perturbed: what it regulates is not known");
   const extra = tag("dl"); for (const [k, v] of Object.entries(G[g].more || {})) extra.append(tag("dt", k), tag("dd", told(v)));
   const only = button("Only its surroundings", () => around(g)), more = button("Add neighbours", () => grow([g])), acts = tag("div", undefined, {className: "acts"}); acts.append(only, more);
-  panel(tag("h2", G[g].name), tag("p", about.join(", ")), acts, extra,
+  panel(tag("h2", G[g].name), tag("p", about.join(", ")), acts,
+    ...(state.selected.length > 1 ? [tag("h3", `Selected (${state.selected.length})`), listed(state.selected, h => button(G[h].name, () => toggle(h), "remove"))] : []), extra,
     tag("h3", `Regulators (${r.length})`), listed(r, e => partner(e, e.s)), tag("h3", `Targets (${t.length})`), listed(t, e => partner(e, e.t)));
   draw(false);
 }
 function chooseEdge(i) {
-  const e = E[i], dl = tag("dl"); state.chosen = {edge: i};
+  const e = E[i], dl = tag("dl"); state.chosen = {edge: i}; select([e.s, e.t]);
   for (const c of columns) {
     const v = edges[c.key][i]; if (v === "" || c.key === "sign" || (c.key === "flag" && !v)) continue;
     const text = c.signed && typeof v === "number" ? signed(v) : told(v);
@@ -148,7 +158,7 @@ function chooseEdge(i) {
     listed([e.s, e.t], g => button(G[g].name, () => go(g), "open the gene")));
   draw(false);
 }
-function clear() { state.chosen = null; state.view.kind === "paths" ? tellPaths() : welcome(); draw(false); }
+function clear() { state.chosen = null; select([]); state.view.kind === "paths" ? tellPaths() : welcome(); draw(false); }
 
 // ---- going about ----
 function named(text) {
@@ -159,12 +169,12 @@ function named(text) {
 }
 const say = text => { $("status").textContent = text; };
 function go(g) { state.genes.has(g) && state.view.kind !== "paths" ? chooseGene(g) : around(g); if (state.view.kind === "all") { if (cy.zoom() < .8) cy.zoom(.8); cy.center(nodes[g]); } }
-function around(g) { state.view = {kind: "around", centre: g, genes: new Set([g, ...beside(g)])}; state.chosen = {gene: g}; draw(true); chooseGene(g); }
+function around(g) { state.view = {kind: "around", centre: g, genes: new Set([g, ...beside(g)])}; const its = kept(g); state.chosen = {gene: g}; select(its); draw(true); chooseGene(g, its); }
 function grow(from) {
   const v = state.view;
   if (v.kind !== "around") return around(from[0]);
   for (const g of from) for (const h of beside(g)) v.genes.add(h);
-  draw(true); chooseGene(from[0]);
+  draw(true); chooseGene(from[0], kept(from[0]));
 }
 // Paths without repeated genes, strongest product of |weight| first. `best[k][g]` bounds what k more edges can multiply by on the way to the target.
 function paths(from, to, length, many = 12) {
@@ -185,18 +195,18 @@ const sequence = p => G[p.genes[0]].name + p.edges.map(e => ` ${ARROWS[e.sign]} 
 function tellPaths() {
   const v = state.view;
   panel(tag("h2", `${G[v.from].name} to ${G[v.to].name}`), tag("p", v.paths.length ? `${v.paths.length === 1 ? "The only path" : `The ${v.paths.length} strongest paths`} of at most ${v.length} edges, with the product of the weights along it (log per log).` : `No path of at most ${v.length} edges leads from ${G[v.from].name} to ${G[v.to].name} at this filter.`),
-    listed(v.paths, p => button(sequence(p), () => { state.chosen = {path: p}; draw(false); }, signed(p.product), p.product < 0 ? "represses" : "activates")));
+    listed(v.paths, p => button(sequence(p), () => { state.chosen = {path: p}; select(p.genes); draw(false); }, signed(p.product), p.product < 0 ? "represses" : "activates")));
 }
-function showPaths(from, to, length) { state.view = {kind: "paths", from, to, length, paths: paths(from, to, length)}; state.chosen = null; tellPaths(); draw(true); }
+function showPaths(from, to, length) { state.view = {kind: "paths", from, to, length, paths: paths(from, to, length)}; state.chosen = null; select([]); tellPaths(); draw(true); }
 function reset() {
-  Object.assign(state, {min: lowest, sign: 0, max: most, sure: false, view: {kind: "all"}, chosen: null});
+  Object.assign(state, {min: lowest, sign: 0, max: most, sure: false, view: {kind: "all"}, chosen: null}); select([]);
   $("min").value = lowest; $("sign").value = "0"; $("max").value = most; $("sure").checked = false; for (const i of ["gene", "from", "to"]) $(i).value = ""; $("length").value = hops;
   welcome(); draw(true);
 }
 function filtered() {
   Object.assign(state, {min: +$("min").value, sign: +$("sign").value, max: Math.max(1, +$("max").value || 1), sure: $("sure").checked});
   if (state.view.kind === "paths") return showPaths(state.view.from, state.view.to, state.view.length);
-  const c = state.chosen; c && c.gene !== undefined ? chooseGene(c.gene) : c && c.edge !== undefined && passes(E[c.edge]) ? draw(false) : clear();
+  const c = state.chosen; c && c.gene !== undefined ? chooseGene(c.gene, state.selected) : c && c.edge !== undefined && passes(E[c.edge]) ? draw(false) : clear();
 }
 
 // ---- taking it away ----
@@ -214,6 +224,7 @@ $("signs").hidden = !E.some(e => e.sign); $("flags").hidden = $("pale").hidden =
 let waiting = 0;                                                          // a slider in motion is followed once a frame
 for (const id of ["min", "sign", "max", "sure"]) $(id).addEventListener("input", () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(filtered); });
 $("find").addEventListener("submit", ev => { ev.preventDefault(); const g = named($("gene").value); g < 0 ? say(`No gene is called ${$("gene").value}.`) : go(g); });
+$("gene").addEventListener("keydown", ev => { const g = named($("gene").value); if (ev.key === "Enter" && ev.shiftKey && g >= 0) { ev.preventDefault(); toggle(g); } });
 $("gene").addEventListener("input", ev => { if (ev.inputType === "insertReplacementText" || !ev.inputType) { const k = $("gene").value.toLowerCase(); if (index.has(k)) go(index.get(k)); } });   // a suggestion was taken
 $("way").addEventListener("submit", ev => { ev.preventDefault(); const a = named($("from").value), b = named($("to").value), n = Math.min(12, Math.max(1, +$("length").value || hops)); a < 0 || b < 0 ? say("Name two genes of the network.") : a === b ? say("Name two different genes.") : showPaths(a, b, n); });
 $("reset").onclick = reset; $("fit").onclick = fit; $("png").onclick = () => save("network.png", "image/png", cy.png({output: "blob", full: true, scale: 2, maxWidth: 6000, maxHeight: 6000, bg: colour("paper")}));
@@ -227,14 +238,26 @@ const KEYS = {"+": () => zoom(1.2), "=": () => zoom(1.2), "-": () => zoom(1 / 1.
 stage.addEventListener("keydown", ev => { if (ev.target === stage && !ev.ctrlKey && !ev.metaKey && KEYS[ev.key]) { KEYS[ev.key](); ev.preventDefault(); } });
 document.addEventListener("keydown", ev => { if (ev.key === "Escape") clear(); });
 let taps = [];                                                            // two quick clicks on two genes are no double click
-cy.on("tap", ev => { if (ev.target === cy) clear(); else if (ev.target.isNode()) { taps = [taps[1], ev.target.data("at")]; chooseGene(taps[1]); } else chooseEdge(ev.target.data("at")); });
+cy.on("tap", ev => { if (ev.target === cy) clear(); else if (ev.target.isNode()) { taps = [taps[1], ev.target.data("at")]; ev.originalEvent && (ev.originalEvent.shiftKey || ev.originalEvent.ctrlKey || ev.originalEvent.metaKey) ? toggle(taps[1]) : chooseGene(taps[1]); } else chooseEdge(ev.target.data("at")); });
 cy.on("dbltap", "node", ev => { if (taps[0] === taps[1]) grow([taps[1]]); });
 cy.on("mouseover", "node, edge", ev => {
   const i = ev.target.data("at"), e = E[i];
-  tip.textContent = ev.target.isNode() ? `${G[i].name}: ${into[i].filter(passes).length} regulators, ${out[i].filter(passes).length} targets` : `${G[e.s].name} ${WORDS[e.sign]} ${G[e.t].name}: ${signed(e.w)}, p ${e.p.toFixed(2)}`;
+  tip.textContent = ev.target.isNode() ? `${G[i].name}: ${some(into[i].filter(passes).length, "regulator")}, ${some(out[i].filter(passes).length, "target")}` : `${G[e.s].name} ${WORDS[e.sign]} ${G[e.t].name}: ${signed(e.w)}, p ${e.p.toFixed(2)}`;
   tip.style.left = Math.min(ev.renderedPosition.x + 12, cy.width() - 200) + "px"; tip.style.top = ev.renderedPosition.y + 12 + "px"; tip.hidden = false; stage.style.cursor = "pointer";
 });
-cy.on("mouseout pan zoom", () => { tip.hidden = true; stage.style.cursor = ""; });
+const quiet = () => { tip.hidden = true; stage.style.cursor = ""; };
+cy.on("mouseout pan zoom", quiet); stage.addEventListener("pointerleave", quiet);
 welcome(); draw(false); fit();
+
+// ---- inside a notebook: the widget's frame is told the theme and a selection, and answers with its own ----
+addEventListener("message", ev => {
+  if (window === parent || ev.source !== parent || !ev.data || ev.data.gpovae !== "notebook") return;
+  const {theme, selected} = ev.data, root = document.documentElement;
+  if (theme && root.dataset.theme !== theme) { root.dataset.theme = theme; cy.style(style()); }
+  const genes = selected.map(name => G.findIndex(g => g.name === name)).filter(g => g >= 0), last = genes[genes.length - 1];
+  notebook = null;                                                        // it need not be told what it says
+  if (String(genes) !== String(state.selected)) genes.length ? chooseGene(last, genes) : clear();
+  notebook = parent;
+});
 window.gpovaeNetwork = {cy, state, timing, genes: G, edges: E, paths, tsv, cyjs, node: name => nodes[index.get(name.toLowerCase())], line: (a, b) => lines[E.findIndex(e => G[e.s].name === a && G[e.t].name === b)]};
 })();

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .. import __version__
+from ..core.card import card, named
 from ..core.errors import GpovaeError
 from ..core.memory import free_memory
 from ..core.provenance import complete
@@ -92,6 +93,20 @@ ARRAYS = dict(residual=ResidualCorrection, unshrunken=ResidualCorrection, error=
 def trained_genes(self: Run) -> set[str]:
     "Genes that were perturbed in training cells, alone or in a combination."
     return set(self.nodes.index[self.nodes.perturbed])
+
+
+@patch
+def _repr_html_(self: Run) -> str:
+    n_cut = len(getattr(self.vae.grn, "removed", []))
+    facts = dict(
+        preset=f"{self.preset}, seed {self.seed}",
+        genes=f"{len(self.genes):,}, of which {len(self.nodes):,} are nodes of the network",
+        perturbations=named(self.labels),
+        training=self.ended.get("summary"),
+    )
+    facts["known edges"] = len(self.prior["edges"]) if self.prior else None
+    facts["edges cut"] = n_cut or None
+    return card("Trained model", facts)
 
 
 @patch

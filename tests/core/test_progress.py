@@ -3,10 +3,11 @@
 import io
 import re
 
+import numpy as np
 import pytest
 
 from gpovae.app.cli import main
-from gpovae.core.progress import Bar
+from gpovae.core.progress import Bar, compiling
 
 
 class Stream(io.StringIO):
@@ -61,3 +62,33 @@ def test_short_or_silenced_work_says_nothing(live, monkeypatch):
 def test_every_command_can_be_quiet():
     for name, command in main.commands.items():
         assert "--quiet" in [o for p in command.params for o in p.opts], name
+
+
+def test_what_numba_compiles_is_no_forecast():
+    "One call of a second or more, most of it compiling, is not forecast for the other 999."
+    import numba
+
+    @numba.njit
+    def total(x):
+        added = 0.0
+        for value in x:
+            added += value * value
+        return added
+
+    file = io.StringIO()
+    with Bar(total=1000, file=file, delay=0) as bar:
+        total(np.ones(3))
+        elapsed = bar.format_dict["elapsed"]
+        bar.update()
+        shown = bar.format_dict
+    assert elapsed > 0.05 and 1 / shown["rate"] < 0.5 * elapsed
+    assert "compiling" not in str(bar)
+
+
+def test_a_bar_says_that_it_compiles():
+    file = io.StringIO()
+    with Bar(total=10, file=file, delay=0) as bar, compiling():
+        with compiling():
+            assert "compiling, once" in str(bar)
+        assert "compiling, once" in str(bar) and "left" not in str(bar)
+    assert "compiling" not in str(bar)
