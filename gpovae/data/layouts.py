@@ -27,6 +27,7 @@ from .damaged import walk
 from .elements import read_entries, read_table, refuse_other
 from .features import genes_only
 from .reorder import Source, by_columns, by_rows
+from .stores import check_complete, file_of, is_store, open_root
 
 # %% ../../nbs/data/24_layouts.ipynb #4cbdaf28
 def _choose_layer(root, layer: str | None) -> str:
@@ -50,6 +51,7 @@ def _matrix(root, layer: str):
     # an array is dense, a group holds a sparse matrix
     if not isinstance(X, (h5py.Dataset, zarr.Array)):
         X = ad.io.sparse_dataset(X)
+        check_complete(X, file_of(root))
     if 0 in X.shape:
         raise GpovaeError(f"The file holds no {'cells' if X.shape[0] == 0 else 'genes'}.")
     return X
@@ -152,8 +154,8 @@ def _open_directory(path: Path, request: _Request) -> Source:
         opened = open_folder(path, request.cells, request.scratch)
         request.refuse_layer()
         return opened
-    if any((path / p).exists() for p in (".zgroup", ".zattrs", "zarr.json")):
-        return _open_anndata(zarr.open(path, mode="r"), request.layer, request.scratch)
+    if is_store(path):
+        return _open_anndata(open_root(path), request.layer, request.scratch)
     raise GpovaeError(
         f"The folder {request.name!r} is neither a .zarr nor a Cell Ranger folder (it has no"
         " matrix.mtx)."
