@@ -8,6 +8,7 @@ __all__ = ['read_cells', 'source']
 
 # %% ../../nbs/data/24_layouts.ipynb #799a4a63
 import gzip
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -147,6 +148,41 @@ class _Request(NamedTuple):
                 f" layer={self.layer!r} means nothing."
             )
 
+# %% ../../nbs/data/24_layouts.ipynb #36fa5dc3
+def _of_one_screen(parts: dict[str, Source], name: str) -> Source:
+    "The cells of all parts, one after another."
+    first, *others = parts.values()
+    for part, opened in parts.items():
+        if not opened.var.index.equals(first.var.index):
+            raise GpovaeError(f"{part} of {name!r} has other genes than the first data set.")
+    obs = pd.concat([part.obs for part in parts.values()])
+    obs.index = ad.utils.make_index_unique(obs.index)
+    keys = [key for key in first.obsm if all(key in part.obsm for part in others)]
+    obsm = {key: np.concatenate([part.obsm[key] for part in parts.values()]) for key in keys}
+
+    def blocks():
+        return itertools.chain.from_iterable(part.blocks() for part in parts.values())
+
+    by_cell = all(part.by_cell for part in parts.values())
+    return Source(obs, first.var, blocks, obsm, first.uns, by_cell)
+
+# %% ../../nbs/data/24_layouts.ipynb #fa467b85
+def _open_collection(root: zarr.Group, request: _Request) -> Source:
+    "A store of annbatch: groups dataset_0, dataset_1, ..., each an AnnData with the same genes."
+    numbers = [key.removeprefix("dataset_") for key in root if key.startswith("dataset_")]
+    numbers = sorted(int(number) for number in numbers if number.isdigit())
+    if not numbers:
+        raise GpovaeError(f"The collection {request.name!r} holds no data set.")
+    parts = {}
+    for number in numbers:
+        # a matrix by gene is brought into order in a folder of its own
+        scratch = request.scratch / f"{number}"
+        scratch.mkdir()
+        parts[f"dataset_{number}"] = _open_anndata(
+            root[f"dataset_{number}"], request.layer, scratch
+        )
+    return _of_one_screen(parts, request.name)
+
 # %% ../../nbs/data/24_layouts.ipynb #9ba72196
 def _open_directory(path: Path, request: _Request) -> Source:
     "A folder of Cell Ranger, or a .zarr."
@@ -155,7 +191,10 @@ def _open_directory(path: Path, request: _Request) -> Source:
         request.refuse_layer()
         return opened
     if is_store(path):
-        return _open_anndata(open_root(path), request.layer, request.scratch)
+        root = open_root(path)
+        if root.attrs.get("encoding-type") == "annbatch-preshuffled":
+            return _open_collection(root, request)
+        return _open_anndata(root, request.layer, request.scratch)
     raise GpovaeError(
         f"The folder {request.name!r} is neither a .zarr nor a Cell Ranger folder (it has no"
         " matrix.mtx)."
