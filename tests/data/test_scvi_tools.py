@@ -24,7 +24,9 @@ PYTHON = os.environ.get("GPOVAE_SCVI_PYTHON") or (sys.executable if HAS_SCVI els
 @pytest.mark.skipif(PYTHON is None, reason="no scvi-tools here, nor GPOVAE_SCVI_PYTHON")
 @pytest.mark.filterwarnings("ignore:Perturbations move the share")
 def test_scvi_tools_trains_on_prepared_files(tmp_path):
-    gpovae.datasets.simulated(600, 60, 6, seed=1).write_h5ad(tmp_path / "raw.h5ad")
+    raw = gpovae.datasets.simulated(600, 60, 6, seed=1)
+    raw.obs["batch"] = ["one", "two"] * 300
+    raw.write_h5ad(tmp_path / "raw.h5ad")
     files = [tmp_path / "a.h5ad", tmp_path / "a.zarr"]
     for file in files:
         prepare_file(tmp_path / "raw.h5ad", file, batch_key="batch", doublets=False, progress=False)
