@@ -148,27 +148,55 @@ def as_multiqc(model, run: Path) -> dict:
     )
 
 # %% ../../nbs/app/47_export.ipynb #49abc447
-_TYPES = dict(knockdown="CRISPRi", knockout="CRISPRn", activation="CRISPRa")
+# words that say how, beside what kind of perturbation it is
+_TYPES = dict(
+    CRISPRi="crispri crisprinterference",
+    CRISPRn="crisprko crisprcas9 crisprn",
+    CRISPRa="crispra crispractivation",
+    RNAi="rnai shrna sirna",
+)
+_TYPE_OF = {word: label for label, words in _TYPES.items() for word in words.split()}
 
 
-def _type_labels(kinds) -> list[str]:
-    "Of every cell; a control has the type of the others, so there must be one."
+def _said_types(adata) -> set[str]:
+    "What the settings of the preparation, or the column that they name, call the perturbations."
+    from gpovae.data.labels import CONTROL
+    from gpovae.data.screen import Key
+
+    record = adata.uns.get(Key.prepare, {}).get("source", {}).get("parameters", {})
+    said = str(record.get("perturbation_type", "")) or "perturbation_type"
+    if said not in adata.obs:
+        return {said}
+    return set(adata.obs.loc[adata.obs[Key.perturbation] != CONTROL, said].astype(str))
+
+
+def _type_label(adata) -> str | None:
+    "How all perturbations were made; None where nobody says, or not of all the same."
+    words = {"".join(c for c in said.lower() if c.isalnum()) for said in _said_types(adata)}
+    labels = {_TYPE_OF.get(word) for word in words}
+    return labels.pop() if len(labels) == 1 else None
+
+
+def _check_one_type(kinds) -> None:
+    "A control has the type of the others, so there must be one."
     types = sorted(set(kinds) - {"control"})
     if len(types) != 1:
         raise GpovaeError(
             f"The screen has perturbations of several types ({', '.join(types)}), and the catalogue"
             " wants one for control cells, too. Export each part of the screen."
         )
-    return [_TYPES[types[0]]] * len(kinds)
 
 # %% ../../nbs/app/47_export.ipynb #9d60e172
-def as_catalogue(adata):
+def as_catalogue(adata, perturbation_type: str | None = None):
     """Metadata of the cells of a screen in the columns of EBI's Perturbation Catalogue.
 
     Parameters
     ----------
     adata : AnnData
         A screen prepared by `gpovae.prepare`.
+    perturbation_type : str, optional
+        Such as CRISPRi or RNAi, written as it is. None takes what the screen says; the column is
+        left out where it does not.
 
     Returns
     -------
@@ -201,7 +229,9 @@ def as_catalogue(adata):
     table["perturbation_name"] = label.replace(CONTROL, "control_nontargeting")
     table["perturbed_target_number"] = symbols.str.count(r"\|") + 1
     table["perturbed_target_symbol"] = symbols
-    table["perturbation_type_label"] = _type_labels(adata.obs[Key.kind])
+    _check_one_type(adata.obs[Key.kind])
+    if label_of_type := perturbation_type or _type_label(adata):
+        table["perturbation_type_label"] = label_of_type
     is_control = symbols.eq("control_nontargeting")
     targets = symbols[~is_control].str.split("|").explode()
     table["number_of_perturbed_targets"] = str(targets.nunique())
@@ -217,6 +247,7 @@ class _Wanted(NamedTuple):
     n_cells: int
     seed: int
     dataset: str | None
+    perturbation_type: str | None
     progress: bool
 
 # %% ../../nbs/app/47_export.ipynb #2aba5ac2
@@ -248,9 +279,12 @@ def _export_multiqc(run: Path, file: Path, wanted: _Wanted) -> str:
 def _export_catalogue(run: Path, file: Path, wanted: _Wanted) -> str:
     from gpovae.app.reports import trained
 
-    table = as_catalogue(trained(run, on_disk=True).adata)
+    table = as_catalogue(trained(run, on_disk=True).adata, wanted.perturbation_type)
     write_file(file, None, lambda: table)
-    return f"{len(table):,} cells; columns about study, model system and library are left to you"
+    left = "columns about study, model system and library are left to you"
+    if "perturbation_type_label" not in table:
+        left += ", and so is how it was perturbed (--perturbation-type CRISPRi)"
+    return f"{len(table):,} cells; {left}"
 
 # %% ../../nbs/app/47_export.ipynb #808a4731
 class _Format(NamedTuple):
@@ -289,6 +323,10 @@ def _check(file: Path, wanted: _Wanted) -> None:
 @min_probability_option
 @n_cells_option
 @click.option("--dataset", help="For geneRNIB: its name of the data set.  [default: none]")
+@click.option(
+    "--perturbation-type",
+    help="For the catalogue: CRISPRi, RNAi or another.  [default: as the screen says]",
+)
 @seed_option
 @json_option
 @quiet_option

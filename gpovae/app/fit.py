@@ -20,10 +20,11 @@ from gpovae.app.shell import (
     answer,
     command,
     in_file,
+    in_screen,
     json_option,
     options_of,
-    out_file,
     out_folder,
+    out_screen,
     quiet_option,
     scheduler_option,
     stage,
@@ -76,11 +77,12 @@ _prepare_options = options_of(
 
 # %% ../../nbs/app/30_fit.ipynb #d0882f2f
 def _check_memory(raw: Path) -> None:
-    "Refuse a preparation that would take more than there is; asked is the header of an .h5ad."
+    "Refuse a preparation that would take more than there is, as far as the header tells."
     from gpovae.core.memory import free_memory
+    from gpovae.data.stores import is_store
     from gpovae.train.memory import choose, preparing, sizes
 
-    if raw.suffix != ".h5ad" or not raw.is_file():
+    if not (raw.suffix == ".h5ad" and raw.is_file() or is_store(raw)):
         return
     try:
         needs = preparing(sizes(raw))
@@ -94,7 +96,7 @@ def _check_memory(raw: Path) -> None:
     "gpovae prepare raw.h5ad prepared.h5ad --perturbation-key gene --control NT --batch-key lane",
 )
 @click.argument("raw")
-@click.argument("prepared", type=out_file)
+@click.argument("prepared", type=out_screen)
 @_prepare_options
 @click.option(
     "--cells",
@@ -115,8 +117,8 @@ def prepare(ctx, raw, prepared, *, cells, force, scheduler, as_json, quiet, **op
     """Check and annotate a screen, with the memory of a few blocks.
 
     Reads RAW (.h5ad, .zarr, .h5 or folder of Cell Ranger, gzipped or not; or a name that `gpovae
-    datasets` lists), writes PREPARED (.h5ad). Whatever ended it, also a crash: the same command
-    goes on with the first step that was not done.
+    datasets` lists), writes PREPARED (.h5ad or .zarr). Whatever ended it, also a crash: the same
+    command goes on with the first step that was not done.
     """
     from gpovae.data.prepare import prepare_file
 
@@ -389,7 +391,7 @@ _train_options = options_of(
     "gpovae train prepared.h5ad --out run/",
     "gpovae train prepared.h5ad --out run/ --max-time 2h --set particles=5",
 )
-@click.argument("prepared", type=in_file)
+@click.argument("prepared", type=in_screen)
 @click.option("--out", "folder", required=True, type=out_folder, help="Folder for the trained run.")
 @click.option(
     "--preset", default="corrected", help="Named settings of the objective: corrected, or paper."

@@ -15,7 +15,7 @@ from gpovae.app.shell import (
     answer,
     command,
     file_option,
-    in_file,
+    in_screen,
     json_option,
     options_of,
     quiet_option,
@@ -100,7 +100,7 @@ def _draw(power, file: Path) -> None:
     "gpovae power prepared.h5ad --cells 200 --controls 2000 --depth 10000 --figure power.png",
     "gpovae power prepared.h5ad --out power.csv",
 )
-@click.argument("prepared", type=in_file)
+@click.argument("prepared", type=in_screen)
 @options_of(PowerOptions)
 @click.option("--top", default=10, type=click.IntRange(1), help="Perturbations that are listed.")
 @file_option(".csv", help="File for the table of all perturbations: .csv.  [default: print it]")

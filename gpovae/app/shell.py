@@ -302,6 +302,8 @@ def answer(text, as_json: bool, /, **values) -> None:
 
 # %% ../../nbs/app/20_shell.ipynb #8c59ea11
 in_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+in_screen = click.Path(exists=True, path_type=Path)  # an .h5ad, or a .zarr, which is a folder
+out_screen = click.Path(path_type=Path)
 in_folder = click.Path(exists=True, file_okay=False, path_type=Path)
 out_file = click.Path(dir_okay=False, path_type=Path)
 out_folder = click.Path(file_okay=False, path_type=Path)

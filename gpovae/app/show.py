@@ -17,6 +17,7 @@ from gpovae.app.shell import (
     command,
     in_file,
     in_folder,
+    in_screen,
     json_option,
     min_probability_option,
     out_file,
@@ -172,8 +173,8 @@ def compare(runs, *, folder, as_json, quiet):
 
 # %% ../../nbs/app/40_show.ipynb #28239b0a
 @command("gpovae score predicted.h5ad real.h5ad --perturbation-key gene")
-@click.argument("predicted", type=in_file)
-@click.argument("real", type=in_file)
+@click.argument("predicted", type=in_screen)
+@click.argument("real", type=in_screen)
 @click.option(
     "--perturbation-key",
     default="perturbation",

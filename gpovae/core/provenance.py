@@ -75,7 +75,8 @@ def _move_content(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         destination = target / path.name
         if path.is_dir() and destination.is_dir():
-            shutil.rmtree(destination)
+            # moved aside: to delete takes long, and leaves half a folder where it is interrupted
+            os.replace(destination, source / f".replaced-{path.name}")
         os.replace(path, destination)
 
 # %% ../../nbs/core/40_provenance.ipynb #0eb32826

@@ -50,12 +50,20 @@ def plain_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(values, index=index, columns=names)
 
 # %% ../../nbs/data/21_elements.ipynb #66227c9c
+def plain_value(value):
+    "The same with arrays of text as objects, which stores of zarr give in a kind of their own."
+    if isinstance(value, dict):
+        return {key: plain_value(part) for key, part in value.items()}
+    is_text = isinstance(value, np.ndarray) and value.dtype.kind == "T"
+    return value.astype(object) if is_text else value
+
+
 def _read_each(group, names, left_out: list[str]) -> dict:
     "Name -> element, of those that can be read."
     read = {}
     for name in names:
         try:
-            read[name] = ad.io.read_elem(group[name])
+            read[name] = plain_value(ad.io.read_elem(group[name]))
         except Exception as error:
             if type(error).__name__ != "IORegistryError":
                 raise  # a damaged file, not an encoding of later versions

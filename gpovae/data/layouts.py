@@ -8,6 +8,7 @@ __all__ = ['read_cells', 'source']
 
 # %% ../../nbs/data/24_layouts.ipynb #799a4a63
 import gzip
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from .damaged import walk
 from .elements import read_entries, read_table, refuse_other
 from .features import genes_only
 from .reorder import Source, by_columns, by_rows
+from .stores import check_complete, file_of, is_store, open_root
 
 # %% ../../nbs/data/24_layouts.ipynb #4cbdaf28
 def _choose_layer(root, layer: str | None) -> str:
@@ -50,6 +52,7 @@ def _matrix(root, layer: str):
     # an array is dense, a group holds a sparse matrix
     if not isinstance(X, (h5py.Dataset, zarr.Array)):
         X = ad.io.sparse_dataset(X)
+        check_complete(X, file_of(root))
     if 0 in X.shape:
         raise GpovaeError(f"The file holds no {'cells' if X.shape[0] == 0 else 'genes'}.")
     return X
@@ -145,6 +148,41 @@ class _Request(NamedTuple):
                 f" layer={self.layer!r} means nothing."
             )
 
+# %% ../../nbs/data/24_layouts.ipynb #36fa5dc3
+def _of_one_screen(parts: dict[str, Source], name: str) -> Source:
+    "The cells of all parts, one after another."
+    first, *others = parts.values()
+    for part, opened in parts.items():
+        if not opened.var.index.equals(first.var.index):
+            raise GpovaeError(f"{part} of {name!r} has other genes than the first data set.")
+    obs = pd.concat([part.obs for part in parts.values()])
+    obs.index = ad.utils.make_index_unique(obs.index)
+    keys = [key for key in first.obsm if all(key in part.obsm for part in others)]
+    obsm = {key: np.concatenate([part.obsm[key] for part in parts.values()]) for key in keys}
+
+    def blocks():
+        return itertools.chain.from_iterable(part.blocks() for part in parts.values())
+
+    by_cell = all(part.by_cell for part in parts.values())
+    return Source(obs, first.var, blocks, obsm, first.uns, by_cell)
+
+# %% ../../nbs/data/24_layouts.ipynb #fa467b85
+def _open_collection(root: zarr.Group, request: _Request) -> Source:
+    "A store of annbatch: groups dataset_0, dataset_1, ..., each an AnnData with the same genes."
+    numbers = [key.removeprefix("dataset_") for key in root if key.startswith("dataset_")]
+    numbers = sorted(int(number) for number in numbers if number.isdigit())
+    if not numbers:
+        raise GpovaeError(f"The collection {request.name!r} holds no data set.")
+    parts = {}
+    for number in numbers:
+        # a matrix by gene is brought into order in a folder of its own
+        scratch = request.scratch / f"{number}"
+        scratch.mkdir()
+        parts[f"dataset_{number}"] = _open_anndata(
+            root[f"dataset_{number}"], request.layer, scratch
+        )
+    return _of_one_screen(parts, request.name)
+
 # %% ../../nbs/data/24_layouts.ipynb #9ba72196
 def _open_directory(path: Path, request: _Request) -> Source:
     "A folder of Cell Ranger, or a .zarr."
@@ -152,8 +190,11 @@ def _open_directory(path: Path, request: _Request) -> Source:
         opened = open_folder(path, request.cells, request.scratch)
         request.refuse_layer()
         return opened
-    if any((path / p).exists() for p in (".zgroup", ".zattrs", "zarr.json")):
-        return _open_anndata(zarr.open(path, mode="r"), request.layer, request.scratch)
+    if is_store(path):
+        root = open_root(path)
+        if root.attrs.get("encoding-type") == "annbatch-preshuffled":
+            return _open_collection(root, request)
+        return _open_anndata(root, request.layer, request.scratch)
     raise GpovaeError(
         f"The folder {request.name!r} is neither a .zarr nor a Cell Ranger folder (it has no"
         " matrix.mtx)."

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import anndata as ad
-import h5py
 import numpy as np
 import scipy.sparse as sp
 
 from ..core.cluster import is_here, mapped, n_parts, summed
 from ..core.errors import GpovaeError
 from .blocks import block_rows, blocks
+from .stores import file_of, opened
 
 # %% ../../nbs/data/14_parts.ipynb #fd36177b
 class _OnDisk(NamedTuple):
@@ -33,7 +33,7 @@ class _OnDisk(NamedTuple):
         stretch = rows // block_rows(self.shape[1])
         pieces = np.split(rows, np.flatnonzero(np.diff(stretch)) + 1)
         try:
-            with h5py.File(self.file, "r") as f:
+            with opened(self.file) as f:
                 parts = [_read_stretch(f[self.group], piece, self.shape[1]) for piece in pieces]
         except OSError as error:
             raise GpovaeError(
@@ -56,8 +56,9 @@ def _read_stretch(group, rows, width: int) -> sp.csr_matrix:
 # %% ../../nbs/data/14_parts.ipynb #578fb741
 def part_of(X, rows):
     "The matrix and the positions of some cells, as they are handed to a worker."
-    if isinstance(X, ad.abc.CSRDataset) and isinstance(X.group, h5py.Group):
-        file = Path(X.group.file.filename).absolute()
+    file = file_of(X.group) if isinstance(X, ad.abc.CSRDataset) else None
+    if file is not None:
+        file = Path(file).absolute()
         return _OnDisk(str(file), X.group.name, X.shape), rows
     return X[rows], np.arange(len(rows))
 

@@ -29,7 +29,13 @@ from . import datasets
 from .annotations import read_labels
 from .blocks import Reading, blocks, count_reading
 from .features import genes_only
-from .files import open_screen, read_annotations, write_annotations, write_screen
+from gpovae.data.files import (
+    open_screen,
+    read_annotations,
+    write_annotations,
+    write_screen,
+    write_store,
+)
 from .layouts import source
 from .options import PrepareOptions, prepare_options
 from gpovae.data.pipeline import (
@@ -49,6 +55,7 @@ from .raw_counts import filled_cells
 from .reorder import Source
 from .screen import Key, Screen, check_anndata
 from .steps import STEPS
+from .stores import is_store, names_store
 
 # %% ../../nbs/data/87_prepare.ipynb #0d0b0008
 def _subset(work: ad.AnnData, keep: np.ndarray) -> ad.AnnData:
@@ -234,8 +241,13 @@ def _check_places(job: _FileJob) -> None:
             f"There is no file {str(raw)!r}, and no screen of that name:"
             f" {', '.join(datasets.REGISTRY)}."
         )
-    if target.is_dir():
+    if target.is_dir() and not (names_store(target) and is_store(target)):
         raise GpovaeError(f"{str(target)!r} is a folder. Name a file for the prepared screen.")
+    if not job.name and target.resolve() in raw.resolve().parents:
+        raise GpovaeError(
+            f"{str(raw)!r} lies inside {str(target)!r}, which would be replaced. Name a file"
+            " elsewhere."
+        )
     if not job.name and raw.is_dir() and raw.resolve() in target.resolve().parents:
         raise GpovaeError(
             f"{str(target)!r} lies inside the raw screen, which is never written to. Name a file"
@@ -402,7 +414,10 @@ def _prepare_in(folder: Path, job: _FileJob, request: dict, force: bool, progres
     path = Path(file.filename)
     file.close()
     write_annotations(path, work)
-    os.replace(path, folder / job.target.name)
+    if names_store(job.target):
+        write_store(folder / job.target.name, path, progress)
+    else:
+        os.replace(path, folder / job.target.name)
     shutil.rmtree(scratch.folder)
 
 # %% ../../nbs/data/87_prepare.ipynb #0d0b0013
@@ -437,7 +452,7 @@ def prepare_file(
     path : str or Path
         Screen of any layout, only read; or the name of a screen of `gpovae.datasets`.
     target : str or Path
-        File (.h5ad) to write.
+        File to write: .h5ad, or .zarr (version 3, in shards).
     cells : str or Path, optional
         CSV or TSV file with the barcode and columns that join obs.
     force : bool, default False

@@ -20,6 +20,7 @@ import scipy.sparse as sp
 from fastcore.basics import patch
 
 from ..core.errors import GpovaeError
+from .stores import file_of
 
 # %% ../../nbs/data/12_stream.ipynb #c171591a
 BLOCK = 2**15  # counts of a block, which are read at once
@@ -62,7 +63,7 @@ def _belong_together(group, indptr: np.ndarray, n_cells: int) -> bool:
     "Do the three arrays of a CSR matrix describe so many cells?"
     if len(indptr) != n_cells + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any():
         return False
-    return indptr[-1] == len(group["data"]) == len(group["indices"])
+    return indptr[-1] == group["data"].shape[0] == group["indices"].shape[0]
 
 # %% ../../nbs/data/12_stream.ipynb #c1717809
 class DiskRows:
@@ -82,7 +83,7 @@ class DiskRows:
     """
 
     def __init__(self, X, rows=None):
-        self.file = getattr(getattr(X.group, "file", None), "filename", X.group)
+        self.file = file_of(X.group) or X.group
         _check_order(X, self.file)
         self.data = X.group["data"]
         self.indices = X.group["indices"]
@@ -99,7 +100,7 @@ class DiskRows:
         self.shape = (len(rows), X.shape[1])
 
         # counts of a block; a compressed chunk is unpacked as a whole
-        is_packed = getattr(self.data, "compression", None)
+        is_packed = getattr(self.data, "compression", None) or getattr(self.data, "compressors", ())
         self.size = max(BLOCK, 4 * self.data.chunks[0]) if is_packed else BLOCK
 
     def __len__(self):

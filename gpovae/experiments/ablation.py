@@ -22,6 +22,7 @@ from scipy import stats
 from ..api import GPOVAE
 from ..core.errors import GpovaeError
 from ..core.progress import Bar
+from ..data.files import read_screen
 from ..data.screen import Key, Screen
 from ..evaluate.baselines import baselines
 from ..evaluate.ceiling import ceiling
@@ -316,7 +317,7 @@ def _over_seeds(metric, scores, row):
 # %% ../../nbs/experiments/10_ablation.ipynb #fd57bfc7
 def _ablation_job(path, seed, row, changes, max_epochs):
     "Records of `runs`: those of the yardsticks (row None), or of one trained row."
-    adata = ad.read_h5ad(path)
+    adata = read_screen(path)
     if row is None:
         records = yardsticks(adata, seed)
     else:
@@ -394,7 +395,7 @@ def ablation(
 # %% ../../nbs/experiments/10_ablation.ipynb #07dc4fb8
 def _idle_everywhere(screens):
     "Switches that have nothing to act on in any of the screens."
-    first, *others = (idle_switches(ad.read_h5ad(path)) for path in set(screens.values()))
+    first, *others = (idle_switches(read_screen(path)) for path in set(screens.values()))
     return {k: v for k, v in first.items() if all(k in other for other in others)}
 
 

@@ -17,13 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
-
 import gpovae
 from ..core.errors import GpovaeError
 from ..core.options import once, setting_text
 from ..core.progress import Bar
 from ..data.screen import Key
+from ..data.stores import is_store, opened
 from .runs import short_names
 from ..model.presets import PRESETS, make_settings
 
@@ -61,38 +60,44 @@ def read_seeds(text: str) -> list[int]:
 
 # %% ../../nbs/experiments/60_jobs.ipynb #c3aad56d
 def content(path: Path | str, progress: bool = False) -> str:
-    """Hash of the bytes of a prepared screen (.h5ad).
+    """Hash of the bytes of a prepared screen (.h5ad, or all files of a .zarr).
 
     Raises `GpovaeError` where there is none, or where it was not prepared.
     """
     path = Path(path)
     _check_prepared(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    look = dict(desc=f"reading {path.name}", unit="B", unit_scale=True, progress=progress)
     digest = hashlib.sha256()
-    size = path.stat().st_size
-    description = f"reading {path.name}"
-    with (
-        path.open("rb") as f,
-        Bar(total=size, desc=description, unit="B", unit_scale=True, progress=progress) as bar,
-    ):
+    with Bar(total=sum(file.stat().st_size for file in files), **look) as bar:
+        for file in files:
+            if path.is_dir():
+                digest.update(file.relative_to(path).as_posix().encode())
+            _add_content(digest, file, bar)
+    return digest.hexdigest()
+
+
+def _add_content(digest, file: Path, bar: Bar) -> None:
+    "Add the bytes of a file to a hash."
+    with file.open("rb") as f:
         # 4 MB at a time: screens may be larger than memory
         while block := f.read(2**22):
             digest.update(block)
             bar.update(len(block))
-    return digest.hexdigest()
 
 # %% ../../nbs/experiments/60_jobs.ipynb #35ef46ab
 def _check_prepared(path):
     "Refuse what is no prepared screen."
-    if not path.is_file():
+    if not (path.is_file() or is_store(path)):
         raise GpovaeError(f"There is no file {str(path)!r}.")
     try:
-        with h5py.File(path, "r") as f:
+        with opened(path) as f:
             # the second name is that of files of 0.1.0
             prepared = f"uns/{Key.responses}" in f or "uns/gpovae_shifts" in f
-    except OSError as e:
+    except (OSError, ValueError) as e:
         raise GpovaeError(
-            f"{str(path)!r} is no prepared screen (.h5ad): {str(e).splitlines()[0]}. Write one:"
-            " gpovae prepare raw.h5ad prepared.h5ad"
+            f"{str(path)!r} is no prepared screen (.h5ad, .zarr): {str(e).splitlines()[0]}. Write"
+            " one: gpovae prepare raw.h5ad prepared.h5ad"
         ) from e
     if not prepared:
         raise GpovaeError(

@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..api import GPOVAE
 from ..core.errors import GpovaeError
+from ..data.files import open_or_read, read_screen
 from ..data.prepare import prepare
 from ..data.screen import Screen
 from ..data.simulate import simulated
@@ -121,9 +122,9 @@ def named_screens(text: str) -> dict[str, str]:
         _data_set(name)
         if name in screens:
             raise GpovaeError(f"The data set {name!r} is named twice.")
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise GpovaeError(f"{name}={path}: there is no such file.")
-        GPOVAE.setup_anndata(ad.read_h5ad(path, backed="r"))
+        GPOVAE.setup_anndata(open_or_read(path))
         screens[name] = path
     return screens
 
@@ -200,7 +201,7 @@ def _score(adata, effects, edges, split, seed):
 # %% ../../nbs/experiments/50_published.ipynb #33627d83
 def _paper_job(path, screen, seed, method, max_epochs):
     "Rows of one trained preset, or (method None) of what needs no training."
-    adata = ad.read_h5ad(path)
+    adata = read_screen(path)
     labels = Screen(adata).labels
     trained = np.isin(labels, labels[Screen(adata).rows("train")])
     # to score in: the means have nothing to predict held-out perturbations from

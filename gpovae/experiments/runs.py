@@ -12,10 +12,10 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-import anndata as ad
 import pandas as pd
 
 from ..core.errors import GpovaeError
+from ..data.files import open_or_read
 from ..data.screen import Screen
 from ..model.presets import PRESETS, make_settings
 from ..train.run import cells_identity, run_settings
@@ -113,10 +113,8 @@ def _fingerprints(path, memory={}):  # noqa: B006 (nothing is read twice)
     "Identity of a prepared screen, and fingerprint of its cells and split."
     key = str(path), Path(path).stat().st_mtime_ns
     if key not in memory:
-        adata = ad.read_h5ad(path, backed="r")
-        screen = Screen(adata)
+        screen = Screen(open_or_read(path))
         memory[key] = screen.identity, cells_identity(screen)
-        adata.file.close()
     return memory[key]
 
 # %% ../../nbs/experiments/20_runs.ipynb #61ec54f8
@@ -164,7 +162,7 @@ def _read_run(name, path, others):
     s = run_settings(path)
     method = name or method_name(s["preset"], s["settings"])
     row = dict(run=str(path), method=method, seed=int(s["seed"]), data=s["data"])
-    if not s["data"] or not Path(s["data"]).is_file():
+    if not s["data"] or not Path(s["data"]).exists():
         raise GpovaeError(f"its screen is gone ({s['data']})")
 
     identity, cells = _fingerprints(s["data"])

@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..api import GPOVAE
 from ..core.errors import GpovaeError
+from ..data.files import read_screen
 from ..data.labels import CONTROL, targets
 from ..data.screen import Key, Screen
 from ..evaluate.baselines import baselines
@@ -51,7 +52,7 @@ class _Compared(NamedTuple):
 # %% ../../nbs/experiments/30_scoring.ipynb #75fc4aec
 def _load(runs):
     "All runs of a screen, and the screen without what one of them was not trained on."
-    adata = ad.read_h5ad(runs["data"].iloc[0])
+    adata = read_screen(runs["data"].iloc[0])
     models = {(r.method, r.seed): GPOVAE.load(r.run, adata) for r in runs.itertuples()}
     trained = set.intersection(*(set(m.labels) for m in models.values()))
 

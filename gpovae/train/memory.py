@@ -15,12 +15,14 @@ from typing import NamedTuple
 import anndata as ad
 import h5py
 import numpy as np
+import zarr
 
 from ..core.errors import GpovaeError
 from ..core.memory import MEMORY, Free, gib
 from ..data import blocks, stream
 from ..data.files import open_screen, read_screen
 from ..data.screen import Key
+from ..data.stores import opened
 from ..model.presets import Settings
 
 # %% ../../nbs/train/07_memory.ipynb #e5e1a44e
@@ -39,13 +41,13 @@ class Sizes(NamedTuple):
 
 # %% ../../nbs/train/07_memory.ipynb #fd2b040f
 def _length(file, name: str) -> int:
-    return len(file[name]) if name in file else 0
+    return file[name].shape[0] if name in file else 0
 
 
 def _counts_of(file):
     "The matrix of counts: X, or the layer that the screen was prepared with."
     key = f"uns/{Key.screen}/layer"
-    layer = file[key].asstr()[()] if key in file else ""
+    layer = str(ad.io.read_elem(file[key])) if key in file else ""
     return file[f"layers/{layer}" if layer else "X"]
 
 
@@ -57,7 +59,10 @@ def _n_tested(file) -> int:
     return int(((split == "test") & ~fails.astype(bool)).sum())
 
 
-def _datasets(group) -> list[h5py.Dataset]:
+def _datasets(group) -> list[h5py.Dataset | zarr.Array]:
+    "All arrays of an opened file or store."
+    if isinstance(group, zarr.Group):
+        return [item for _, item in group.members(max_depth=None) if isinstance(item, zarr.Array)]
     found = []
 
     def keep(_, item):
@@ -71,15 +76,15 @@ def _datasets(group) -> list[h5py.Dataset]:
 def sizes(path: Path) -> Sizes:
     "What the header of a prepared file says; no count is read."
     try:
-        with h5py.File(path, "r") as f:
+        with opened(path) as f:
             X = _counts_of(f)
-            is_dense = isinstance(X, h5py.Dataset)
+            is_dense = isinstance(X, (h5py.Dataset, zarr.Array))
             matrix = X.nbytes if is_dense else sum(d.nbytes for d in _datasets(X))
             cells, genes = X.shape if is_dense else X.attrs["shape"]
             return Sizes(
                 cells=int(cells),
                 genes=int(genes),
-                counts=X.size if is_dense else len(X["data"]),
+                counts=X.size if is_dense else X["data"].shape[0],
                 matrix=matrix,
                 layout="dense" if is_dense else str(X.attrs.get("encoding-type"))[:3],
                 rest=sum(d.nbytes for d in _datasets(f)) - matrix,
@@ -87,9 +92,10 @@ def sizes(path: Path) -> Sizes:
                 nodes=_length(f, f"uns/{Key.nodes}/names"),
                 tested=_n_tested(f),
             )
-    except (OSError, KeyError, AttributeError) as e:
+    except (OSError, KeyError, AttributeError, ValueError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise GpovaeError(
-            f"{str(path)!r} cannot be read as an AnnData file (.h5ad): {str(e).splitlines()[0]}."
+            f"{str(path)!r} cannot be read as an AnnData file (.h5ad, .zarr): {reason}."
         ) from e
 
 # %% ../../nbs/train/07_memory.ipynb #683d0f3a

@@ -136,7 +136,8 @@ REQUIRED += ("perturbation_type_label", "number_of_perturbed_targets")
 
 def test_metadata_of_the_catalogue(run, run_folder, tmp_path):
     file = tmp_path / "metadata.csv"
-    assert export(run, "--to", "catalogue", "--out", file)[0] == 0
+    words = ["--to", "catalogue", "--perturbation-type", "CRISPRi", "--out", file]
+    assert export(run, *words)[0] == 0
     table = pd.read_csv(file, keep_default_na=False)
     screen = ad.read_h5ad(run_folder / "prepared.h5ad")
     assert list(table["cell_barcode"]) == list(screen.obs_names)
@@ -145,6 +146,18 @@ def test_metadata_of_the_catalogue(run, run_folder, tmp_path):
     assert set(table["perturbation_type_label"]) == {"CRISPRi"}
     controls = table["perturbed_target_symbol"] == "control_nontargeting"
     assert list(controls) == list(screen.obs["gene"] == "non-targeting")
+
+
+@pytest.mark.parametrize(
+    "said, label",
+    [("shRNA", "RNAi"), ("CRISPRi", "CRISPRi"), ("knockdown", None), ("how", "RNAi"), ("", None)],
+)
+def test_the_catalogue_says_how_only_where_that_is_known(run_folder, said, label):
+    screen = ad.read_h5ad(run_folder / "prepared.h5ad")
+    screen.uns["gpovae_prepare"]["source"]["parameters"]["perturbation_type"] = said
+    screen.obs["how"] = "siRNA"
+    assert as_catalogue(screen).get("perturbation_type_label", pd.Series([None]))[0] == label
+    assert set(as_catalogue(screen, "CRISPRoff")["perturbation_type_label"]) == {"CRISPRoff"}
 
 
 def test_pairs_and_several_types_in_the_catalogue(run_folder):
