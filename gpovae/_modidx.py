@@ -3099,6 +3099,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'gpovae/train/predictions.py'),
                                           'gpovae.train.predictions.draw_cells': ( 'train/predictions.html#draw_cells',
                                                                                    'gpovae/train/predictions.py'),
+                                          'gpovae.train.predictions.fit_of': ( 'train/predictions.html#fit_of',
+                                                                               'gpovae/train/predictions.py'),
                                           'gpovae.train.predictions.held_out_bound': ( 'train/predictions.html#held_out_bound',
                                                                                        'gpovae/train/predictions.py'),
                                           'gpovae.train.predictions.known_cells': ( 'train/predictions.html#known_cells',
