@@ -92,6 +92,7 @@ def _fit(responses, settings, prior, seed, **how):
         prior=prior.edges,
         strength=prior.strength,
         regulators=settings.regulators,
+        max_error=settings.network_error,
         seed=seed,
         **how,
     )
