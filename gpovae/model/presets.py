@@ -74,6 +74,11 @@ class _Weights(_Switches):
         "Nodes that may regulate, where effects are fitted to the table of responses; auto: all,"
         " perturbed ones alone where they are fewer than one node in three.",
     )
+    network_error: float | None = option(
+        None,
+        "Chains are added to the fit of the network until the standard error of each probability is"
+        " below; None: as `max_error` of `fit_network`.",
+    )
     max_path_length: int = option(6, "Edges of the longest path that counts.")
 
 # %% ../../nbs/model/50_presets.ipynb #b9caeefa

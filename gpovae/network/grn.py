@@ -151,6 +151,8 @@ class GRN(nn.Module):
         allowed = (1 - torch.eye(n)) * is_measured.to(torch.float32)
         self.register_buffer("allowed", allowed if signed else torch.ones(n, n))
         self.register_buffer("edge_prior", torch.tensor(float(edge_prior)))
+        # chains of the fit, and the largest standard error of their probabilities
+        self.register_buffer("agreement", torch.full((2,), math.nan))
         self.listed = None  # while it is trained over a list of edges
         self._known = None  # weights of a trained network, and what they were made of
 
@@ -169,6 +171,8 @@ def _load_from_state_dict(self: GRN, state_dict, prefix, *others):
     key = prefix + "effect"
     if self.listed is not None and key in state_dict:
         state_dict[key] = self.listed.edges.gather(state_dict[key])
+    # before 0.7.0 it was not told
+    state_dict.setdefault(prefix + "agreement", torch.full((2,), math.nan))
     nn.Module._load_from_state_dict(self, state_dict, prefix, *others)
 
 # %% ../../nbs/network/10_grn.ipynb #b8704cde

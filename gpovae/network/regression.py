@@ -7,6 +7,7 @@ for every edge that means what it says."""
 __all__ = ['NetworkFit', 'fit_network']
 
 # %% ../../nbs/network/40_regression.ipynb #a10da90f
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,6 +45,11 @@ class NetworkFit(NamedTuple):
         Intercept and slope by which the log odds of edges were lowered.
     dose : ndarray
         (n,) of each node: that of the table, or found where no transcript tells it.
+    error : ndarray
+        (n, n) standard error of the probability, before it was lowered, by how far chains are
+        apart; NaN for one chain.
+    chains : int
+        How many were averaged.
     """
 
     probability: np.ndarray
@@ -52,6 +58,8 @@ class NetworkFit(NamedTuple):
     density: float
     calibration: Calibration
     dose: np.ndarray
+    error: np.ndarray
+    chains: int
 
 # %% ../../nbs/network/40_regression.ipynb #bf1f1ff6
 @dataclass
@@ -68,7 +76,14 @@ class FitOptions:
         " nodes alone, along whose paths all effects come, where they are fewer than one in three.",
     )
     chains: int | None = option(
-        None, "Chains, which are averaged. None: two, or one above 1,000 nodes."
+        None,
+        "Chains, which are averaged; at most so many, where they stop by themselves. None: two, one"
+        " above 1,000 nodes, eight where perturbed nodes alone regulate along paths.",
+    )
+    max_error: float | None = option(
+        None,
+        "Chains are added until the standard error of each probability is below, 64 at most. None:"
+        " 0.05 where perturbed nodes alone regulate along paths, no such rule elsewhere.",
     )
     draws: int = option(100, "Draws of each chain, after half as many that do not count.")
     copies: int | None = option(
@@ -84,6 +99,20 @@ class FitOptions:
         "Folder that keeps the draws so far, once a minute. The same call goes on from there, and"
         " empties it at the end.",
     )
+
+# %% ../../nbs/network/40_regression.ipynb #23f667af
+MOST_CHAINS = 64
+STRUCTURAL = 8, 0.05  # chains at most, and the standard error below which there are fewer
+
+
+def _until(options: FitOptions, kind: type, n: int) -> tuple[int, float]:
+    "Chains at most, and the standard error below which they stop; 0: never."
+    usual = STRUCTURAL if kind is StructuralChain else (1 + (n <= MEDIUM), 0.0)
+    if options.max_error is not None:
+        usual = MOST_CHAINS, options.max_error
+    elif options.chains is not None:
+        usual = options.chains, 0.0
+    return options.chains or usual[0], usual[1]
 
 # %% ../../nbs/network/40_regression.ipynb #849096e2
 SMALL = 300  # nodes up to which one thread is the fastest, and there are four copies
@@ -107,16 +136,17 @@ class _Plan(NamedTuple):
     burn: int
     kind: type
     is_small: bool
+    max_error: float
 
     @classmethod
     def of(cls, options: FitOptions, table: Table) -> "_Plan":
         n = table.lfc.shape[1]
-        chains = 1 + (n <= MEDIUM) if options.chains is None else options.chains
         copies = 1 + 3 * (n <= SMALL) if options.copies is None else options.copies
         kind = Chain if n <= MEDIUM else CandidateChain
         if _suits_structural(table.is_target) and StructuralChain.suits(table):
             kind = StructuralChain
-        return cls(chains, copies, options.draws // 2, kind, n <= SMALL)
+        chains, max_error = _until(options, kind, n)
+        return cls(chains, copies, options.draws // 2, kind, n <= SMALL, max_error)
 
     def total(self, draws: int) -> int:
         "Draws of all chains."
@@ -181,10 +211,26 @@ def _run(options: FitOptions, table: Table) -> tuple[Posterior, np.ndarray, Cali
     with _threads(plan.is_small), bar(total=plan.total(options.draws)) as shown:
         pace = dict(burn=plan.burn, draws=options.draws, tick=shown.update, kind=plan.kind)
         run = partial(run_chains, kept=kept, **pace)
-        posterior = run(table, [[options.seed, k] for k in range(plan.chains)])
+        seeds = [[options.seed, k] for k in range(plan.chains)]
+        posterior = run(table, seeds, max_error=plan.max_error)
+        spared = plan.chains - len(posterior.chains)
+        shown.update(spared * (plan.burn + options.draws))
         recalibrated = calibrate(table, posterior, run, plan.copies, options.seed)
     kept.clear()
     return posterior, *recalibrated
+
+# %% ../../nbs/network/40_regression.ipynb #72db59c6
+UNSURE = 0.05  # standard error of a probability above which another seed may say otherwise
+
+
+def agreement_of(fit: NetworkFit) -> str:
+    "How far chains are apart, in words."
+    if fit.chains < 2:
+        return "one chain, which does not tell how far another seed would be"
+    return (
+        f"{fit.chains} chains; the standard error of a probability is {fit.error.max():.2f} at"
+        f" most, and above {UNSURE} for {np.count_nonzero(fit.error > UNSURE):,} pairs"
+    )
 
 # %% ../../nbs/network/40_regression.ipynb #8490d4c0
 @takes(FitOptions)
@@ -230,4 +276,9 @@ def fit_network(responses: Responses, **options) -> NetworkFit:
     matrices = (x[np.ix_(place, place)] for x in (probability, posterior.effect, std))
     density = _average_density(posterior)
     found = (x.astype(np.float32) for x in matrices)
-    return NetworkFit(*found, density, calibration, posterior.dose[place])
+    error = np.broadcast_to(posterior.error, std.shape)[np.ix_(place, place)]
+    agreement = error.astype(np.float32), len(posterior.chains)
+    fit = NetworkFit(*found, density, calibration, posterior.dose[place], *agreement)
+    if o.progress:
+        print(f"network: {agreement_of(fit)}", file=sys.stderr)
+    return fit

@@ -124,6 +124,7 @@ class Posterior(NamedTuple):
     std: np.ndarray  # (n, n) of that effect
     dose: np.ndarray  # (n,) of each node
     chains: list  # as their last draw left them
+    error: np.ndarray  # (n, n) standard error of the probability, or NaN: one chain
 
 # %% ../../nbs/network/33_runs.ipynb #451ecbe6
 @dataclass
@@ -150,6 +151,7 @@ class Pace(NamedTuple):
     draws: int  # draws that do
     tick: Callable  # is told how many draws are done
     kind: type = Chain
+    max_error: float = 0.0  # standard error below which no further chain is run
 
 # %% ../../nbs/network/33_runs.ipynb #0da10cb2
 def _run(chain: Chain, seed: list, pace: Pace, kept: Kept) -> None:
@@ -163,13 +165,37 @@ def _run(chain: Chain, seed: list, pace: Pace, kept: Kept) -> None:
         kept.keep(chain, seed)
         pace.tick(1)
 
+# %% ../../nbs/network/33_runs.ipynb #81f866e1
+class Spread:
+    "How far chains of so many draws are apart."
+
+    def __init__(self, draws: int):
+        self.draws = draws
+        self.chains = 0
+        self.mean = self.squares = 0.0  # (n, n) probability, and squared deviations from it
+
+    def add(self, total: np.ndarray) -> None:
+        "A chain, by the sum (n, n) of its probabilities."
+        deviation = total / self.draws - self.mean
+        self.chains += 1
+        self.mean = self.mean + deviation / self.chains
+        self.squares = self.squares + deviation * (total / self.draws - self.mean)
+
+    def error(self) -> np.ndarray:
+        "(n, n) standard error of the average; a single NaN for one chain."
+        if self.chains < 2:
+            return np.array(np.nan)
+        # equation network.runs.1
+        return np.sqrt(self.squares / (self.chains * (self.chains - 1)))
+
 # %% ../../nbs/network/33_runs.ipynb #136834e8
 def run_chains(table: Table, seeds: list, kept: Kept | None = None, **pace) -> Posterior:
-    "One chain for each seed; at which `Pace`."
+    "A chain for each seed, until they agree; at which `Pace`."
     pace = Pace(**pace)
     kept = kept or Kept(None, {})
     last = []
     totals = None
+    spread = Spread(pace.draws)
     dose = np.zeros(len(table.dose.mean))
     for seed in seeds:
         chain = pace.kind(table, np.random.default_rng(seed))
@@ -179,5 +205,9 @@ def run_chains(table: Table, seeds: list, kept: Kept | None = None, **pace) -> P
         last.append(LastDraw(chain.dose, chain.slab, chain.errors))
         sums = chain.totals()
         totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
-    draws = len(seeds) * pace.draws
-    return Posterior(*_posterior(totals, draws), dose / draws, last)
+        if len(seeds) > 1:
+            spread.add(sums[0])
+        if spread.error().max() < pace.max_error:
+            break
+    draws = len(last) * pace.draws
+    return Posterior(*_posterior(totals, draws), dose / draws, last, spread.error())

@@ -137,6 +137,57 @@ def _is_refused(target, i, change):
     "Would a loop nearly hold itself up?"
     return (target.slack - target.f[:, i] * change).min() < LEAST_SLACK
 
+# %% ../../nbs/network/31_structural.ipynb #ecf5a307
+@compiled
+def _set_effect(target, sample, w, i, state, effect):
+    "Effect i in the place of that before."
+    change = effect - w[i]
+    target.inflow[:] += target.x[:, i] * change
+    target.slack[:] -= target.f[:, i] * change
+    sample.state[i] = state
+    w[i] = effect
+
+
+@compiled
+def _pick(log_odds, uniform):
+    "A position, drawn by its odds."
+    below = np.cumsum(np.exp(log_odds - log_odds.max()))
+    return min(np.searchsorted(below, uniform * below[-1]), len(below) - 1)
+
+# %% ../../nbs/network/31_structural.ipynb #1218eb8e
+@compiled
+def _successors(target, prior, sample, slots):
+    "Means (n, 2) as activation and as repression, variance (n,) and log odds (n, 2) of each."
+    n = len(sample.state)
+    mean = np.zeros((n, 2))
+    variance = np.zeros(n)
+    log_odds = np.full((n, 2), -np.inf)
+    for i in slots:
+        if sample.state[i] == gibbs.ABSENT:
+            edge = _posterior(target, i, 0.0, gibbs._prior_of(prior, i))
+            mean[i, 0], mean[i, 1] = edge.mean_up, edge.mean_down
+            variance[i] = edge.variance
+            log_odds[i, 0], log_odds[i, 1] = edge.log_up, edge.log_down
+    return mean, variance, log_odds
+
+
+@compiled
+def _hand_over(target, prior, sample, w, turn):
+    "Draw anew who acts in the place of each regulator that does."
+    for a in np.flatnonzero(w):
+        if w[a] == 0:
+            continue
+        state, effect = sample.state[a], w[a]
+        _set_effect(target, sample, w, a, gibbs.ABSENT, 0.0)
+        mean, variance, log_odds = _successors(target, prior, sample, turn.slots)
+        k = _pick(log_odds.ravel(), turn.uniform[a])
+        chosen, sign = k // 2, k % 2
+        drawn = mean[chosen, sign] + np.sqrt(variance[chosen]) * turn.normal[a]
+        if _is_refused(target, chosen, drawn):
+            _set_effect(target, sample, w, a, state, effect)
+        else:
+            _set_effect(target, sample, w, chosen, gibbs.ACTIVATES + sign, drawn)
+
 # %% ../../nbs/network/31_structural.ipynb #5178fead
 @compiled
 def _draw_one(target, prior, sample, w, turn):
@@ -177,8 +228,9 @@ def _replace(T, j, w):
 
 # %% ../../nbs/network/31_structural.ipynb #313765ed
 @compiled
-def _sweep(rows, T, prior, sample, turn):
+def _sweep(rows, T, prior, sample, turns):
     "All effects [target, regulator] once, with total effects T (n, n) kept up to date."
+    turn, handing = turns
     R = len(rows.node)
     x, f = np.zeros((R, len(T))), np.zeros((R, len(T)))
     change, precision, inflow, slack = np.zeros(R), np.zeros(R), np.zeros(R), np.ones(R)
@@ -192,7 +244,10 @@ def _sweep(rows, T, prior, sample, turn):
         of_this = gibbs.Turn(turn.slots, turn.targets, turn.uniform[j], turn.normal[j])
         density = prior.log_odds[j], prior.log_activates[j], prior.log_represses[j]
         of_target = gibbs.SpikeAndSlab(*density, prior.size, prior.variance[j])
-        _draw_one(target, of_target, gibbs._sample_of(sample, j), w, of_this)
+        of_sample = gibbs._sample_of(sample, j)
+        _draw_one(target, of_target, of_sample, w, of_this)
+        of_this = gibbs.Turn(turn.slots, turn.targets, handing.uniform[j], handing.normal[j])
+        _hand_over(target, of_target, of_sample, w, of_this)
         if (w != sample.effect[j]).any():
             _replace(T, j, w)
             sample.effect[j] = w
@@ -271,9 +326,11 @@ def draw(self: StructuralChain, k: int, burn: int) -> None:
     before = sample.mean.copy()
     size = sample.effect.shape
     targets, slots = rng.permutation(size[0]), rng.permutation(table.regulators)
-    turn = gibbs.Turn(slots, targets, rng.random(size), rng.standard_normal(size))
+    turns = [
+        gibbs.Turn(slots, targets, rng.random(size), rng.standard_normal(size)) for _ in range(2)
+    ]
     T = self.totals_of(sample.effect)
-    _sweep(rows, T, effect_prior(self), sample, turn)
+    _sweep(rows, T, effect_prior(self), sample, tuple(turns))
 
     self.network += 0.1 * (sample.mean - before - self.network)
     self.total = self.totals_of(sample.effect)

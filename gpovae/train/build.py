@@ -92,6 +92,7 @@ def _fit(responses, settings, prior, seed, **how):
         prior=prior.edges,
         strength=prior.strength,
         regulators=settings.regulators,
+        max_error=settings.network_error,
         seed=seed,
         **how,
     )
@@ -233,6 +234,7 @@ def _start(vae, screen, settings, cells, fit, *, progress) -> None:
     "Give a model everything that it starts from."
     if fit is not None:
         vae.grn.start_from(*fit[:3])
+        vae.grn.agreement.copy_(torch.tensor([fit.chains, fit.error.max()]))
         vae.perturbations.settle(fit.dose)
     _start_scale(vae, screen, cells, settings.scale_floor, progress)
     if settings.target_dispersion:

@@ -62,6 +62,9 @@ def fingerprint(
     # they only say when it ends, and what is made of it then
     for name in ("max_epochs", "effects_patience", "combination"):
         del described[name]
+    # states that were written before 0.7.0 do not name it
+    if settings.network_error is None:
+        del described["network_error"]
     described |= dict(seed=seed, screen=data)
     described |= dict(on_disk=isinstance(by_cell(screen.counts), DiskRows))
     since = IN_FILE_ORDER if file_order else SAME_BITS_SINCE

@@ -214,6 +214,16 @@ def with_residual(
     )
     return replace(weighed, error=_fitted_error(weighed, training, validation, progress))
 
+# %% ../../nbs/train/60_predictions.ipynb #35fe0aff
+def fit_of(run: Run) -> dict:
+    "What the network of a run was fitted to, and how far its chains are apart; None: not known."
+    chains, error = run.vae.grn.agreement.tolist()
+    return dict(
+        cells="training cells that pass quality control",
+        chains=None if np.isnan(chains) else int(chains),
+        standard_error=None if np.isnan(error) else round(error, 3),
+    )
+
 # %% ../../nbs/train/60_predictions.ipynb #dcd863db
 def run_edges(
     run: Run,
@@ -232,6 +242,7 @@ def run_edges(
     if refits < 0:
         raise GpovaeError(f"refits={refits} is not possible: it needs a whole number from 0 up.")
     edges = edge_table(run.vae.grn, run.nodes, min_probability, regulators)
+    edges.attrs = fit_of(run)
     if refits > 0:
         edges = edges.assign(stability=_edge_stability(run, edges, refits, progress))
     if not evidence:
