@@ -164,15 +164,16 @@ def _said_types(adata) -> set[str]:
     from gpovae.data.screen import Key
 
     record = adata.uns.get(Key.prepare, {}).get("source", {}).get("parameters", {})
-    said = str(record.get("perturbation_type", "")) or "perturbation_type"
-    if said not in adata.obs:
-        return {said}
-    return set(adata.obs.loc[adata.obs[Key.perturbation] != CONTROL, said].astype(str))
+    kind = str(record.get("perturbation_type", "")) or "perturbation_type"
+    if kind not in adata.obs:
+        return {kind}
+    is_perturbed = adata.obs[Key.perturbation] != CONTROL
+    return set(adata.obs.loc[is_perturbed, kind].astype(str))
 
 
 def _type_label(adata) -> str | None:
     "How all perturbations were made; None where nobody says, or not of all the same."
-    words = {"".join(c for c in said.lower() if c.isalnum()) for said in _said_types(adata)}
+    words = {"".join(filter(str.isalnum, kind.lower())) for kind in _said_types(adata)}
     labels = {_TYPE_OF.get(word) for word in words}
     return labels.pop() if len(labels) == 1 else None
 
@@ -281,10 +282,10 @@ def _export_catalogue(run: Path, file: Path, wanted: _Wanted) -> str:
 
     table = as_catalogue(trained(run, on_disk=True).adata, wanted.perturbation_type)
     write_file(file, None, lambda: table)
-    left = "columns about study, model system and library are left to you"
+    sentence = "columns about study, model system and library are left to you"
     if "perturbation_type_label" not in table:
-        left += ", and so is how it was perturbed (--perturbation-type CRISPRi)"
-    return f"{len(table):,} cells; {left}"
+        sentence += ", and so is how it was perturbed (--perturbation-type CRISPRi)"
+    return f"{len(table):,} cells; {sentence}"
 
 # %% ../../nbs/app/47_export.ipynb #808a4731
 class _Format(NamedTuple):

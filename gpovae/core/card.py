@@ -17,13 +17,14 @@ _FACT = '<dt style="opacity:.7;font-weight:normal">{}</dt><dd style="margin:0">{
 def card(title: str, facts: dict, note: str = "") -> str:
     "HTML: a title, facts by name, and a sentence; facts that are None or empty are left out."
     stated = {name: fact for name, fact in facts.items() if fact not in (None, "")}
-    lines = "".join(_FACT.format(escape(name), escape(str(fact))) for name, fact in stated.items())
+    escaped = {escape(name): escape(str(fact)) for name, fact in stated.items()}
+    lines = "".join(_FACT.format(name, fact) for name, fact in escaped.items())
     end = f"<p>{escape(note)}</p>" if note else ""
     return f'<div><strong>{escape(title)}</strong><dl style="{_GRID}">{lines}</dl>{end}</div>'
 
 # %% ../../nbs/core/35_card.ipynb #e4474c9c
-def named(names: list[str], most: int = 6) -> str:
+def named(names: list[str], n_named: int = 6) -> str:
     "How many there are, and the first by name."
-    others = f" and {len(names) - most:,} more" if len(names) > most else ""
-    shown = ", ".join(map(str, names[:most]))
+    others = f" and {len(names) - n_named:,} more" if len(names) > n_named else ""
+    shown = ", ".join(map(str, names[:n_named]))
     return f"{len(names):,}: {shown}{others}" if len(names) else "0"

@@ -57,5 +57,5 @@ def fit_error(
     squared_error = ((validation.effect - effect) ** 2)[is_seen]
     terms = np.stack([training_noise[is_seen], posterior[is_seen] ** 2])
     share = error_shares(squared_error, noise[is_seen], terms)
-    parts = share, gene_variance, training.cells
-    return ErrorModel(*(np.asarray(part, np.float32) for part in parts))
+    found = ErrorModel(share, gene_variance, training.cells)
+    return ErrorModel(*(array.astype(np.float32) for array in found))

@@ -194,7 +194,7 @@ def added(plan: Plan, g: int, cells: float) -> Added:
     return Added(rows, precision, plan.left[rows] - remaining)
 
 # %% ../../nbs/network/85_design.ipynb #e1400017
-def choose(plan: Plan, nodes: Sequence[int], n: int, cells: float, most: int = 1) -> list:
+def choose(plan: Plan, nodes: Sequence[int], n: int, cells: float, at_most: int = 1) -> list:
     "n pairs of node and `Added`, best first; `plan` is then as after them."
     waiting = [(-added(plan, g, cells).loss.sum(), g, 1) for g in nodes]
     heapq.heapify(waiting)
@@ -207,7 +207,7 @@ def choose(plan: Plan, nodes: Sequence[int], n: int, cells: float, most: int = 1
             continue
         take(plan, g, cells, best)
         chosen.append((g, best))
-        if turn < most:
+        if turn < at_most:
             heapq.heappush(waiting, (-added(plan, g, cells).loss.sum(), g, turn + 1))
     return chosen
 

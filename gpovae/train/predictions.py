@@ -172,10 +172,12 @@ MOST = 200  # perturbations from which the error is learnt
 def _fitted_error(run: Run, training: Shown, validation: Shown, progress: bool) -> ErrorModel:
     "Of predictions of the run, from perturbations that validation cells show."
     shown = np.flatnonzero(validation.is_shown())
-    some = shown[np.linspace(0, len(shown) - 1, min(MOST, len(shown))).astype(int)]
-    prediction = predict_effects(run, [run.labels[row] for row in some], {}, progress=progress)
+    places = np.linspace(0, len(shown) - 1, min(MOST, len(shown)))
+    rows = shown[places.astype(int)]
+    names = [run.labels[row] for row in rows]
+    prediction = predict_effects(run, names, {}, progress=progress)
     spread = prediction.layers["spread"]
-    error = fit_error(prediction.X, spread, training.of(some), validation.of(some))
+    error = fit_error(prediction.X, spread, training.of(rows), validation.of(rows))
     return error._replace(cells=training.cells.astype(np.float32))
 
 
