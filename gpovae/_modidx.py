@@ -3213,6 +3213,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'gpovae.train.run': { 'gpovae.train.run.ResidualCorrection': ('train/run.html#residualcorrection', 'gpovae/train/run.py'),
                                   'gpovae.train.run.Run': ('train/run.html#run', 'gpovae/train/run.py'),
                                   'gpovae.train.run.Run._repr_html_': ('train/run.html#run._repr_html_', 'gpovae/train/run.py'),
+                                  'gpovae.train.run.Run.common_residual': ('train/run.html#run.common_residual', 'gpovae/train/run.py'),
                                   'gpovae.train.run.Run.node_rows': ('train/run.html#run.node_rows', 'gpovae/train/run.py'),
                                   'gpovae.train.run.Run.residual_of': ('train/run.html#run.residual_of', 'gpovae/train/run.py'),
                                   'gpovae.train.run.Run.rows_of': ('train/run.html#run.rows_of', 'gpovae/train/run.py'),

@@ -294,7 +294,7 @@ def candidates(run: Run, progress: bool = False) -> Candidates:
         return effect_draws(run.vae, run.context, run.node_rows(names), seed=run.seed)
 
     genes = sorted(run.trained_genes)
-    return Candidates(predict, draws, list(run.labels), genes, run.residual.common)
+    return Candidates(predict, draws, list(run.labels), genes, run.common_residual())
 
 # %% ../../nbs/evaluate/97_reach.ipynb #6f50f726
 def by_correlation(effects: pd.DataFrame, profile: pd.Series, pairs: bool = True) -> pd.Series:

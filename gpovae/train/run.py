@@ -124,6 +124,16 @@ def rows_of(self: Run, perturbation: str) -> list[int]:
 
 
 @patch
+def common_residual(self: Run, purpose: str = "balanced") -> np.ndarray:
+    "(genes,) part of the residual correction that all perturbations share."
+    if self.unshrunken is None:
+        return self.residual.common
+    share = PURPOSES[purpose]
+    # equation model.combination.4
+    return (1 - share) * self.residual.common + share * self.unshrunken.common
+
+
+@patch
 def residual_of(self: Run, perturbation: str, purpose: str = "balanced") -> np.ndarray:
     """(genes,) residual correction of a perturbation for a purpose, a key of `PURPOSES`.
 
@@ -131,12 +141,12 @@ def residual_of(self: Run, perturbation: str, purpose: str = "balanced") -> np.n
     those that were perturbed alone.
     """
     rows = self.rows_of(perturbation)
-    residual = self.residual.common + self.residual.own[rows].sum(0)
-    if self.unshrunken is None:
-        return residual
-    unshrunken = self.unshrunken.common + self.unshrunken.own[rows].sum(0)
-    # equation model.combination.4
-    return (1 - PURPOSES[purpose]) * residual + PURPOSES[purpose] * unshrunken
+    own = self.residual.own[rows].sum(0)
+    if self.unshrunken is not None:
+        unshrunken = self.unshrunken.own[rows].sum(0)
+        # equation model.combination.4
+        own = (1 - PURPOSES[purpose]) * own + PURPOSES[purpose] * unshrunken
+    return self.common_residual(purpose) + own
 
 # %% ../../nbs/train/50_run.ipynb #ece90dff
 def is_other_screen(run: Run, screen: Screen) -> bool:

@@ -305,7 +305,7 @@ def test_combinations(model, held):
     )
     # whichever is named first; a matrix product may round its rows differently
     assert np.allclose(p.X[2], p.X[4], rtol=1e-5, atol=1e-6)
-    near = p.X[0] + p.X[1] - model.residual.common
+    near = p.X[0] + p.X[1] - model.run.common_residual()
     assert pearson(p.X[2], near) > 0.95
     assert np.array_equal(p.X[0], model.predict(a).X[0])  # trained ones are not touched
 
