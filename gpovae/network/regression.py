@@ -25,7 +25,7 @@ from .candidates import CandidateChain
 from .chain import Chain, Table, prepare_table
 from .recalibration import Calibration, calibrate
 from .runs import Kept, Posterior, run_chains
-from .structural import StructuralChain
+from .structural import HandingChain, StructuralChain
 
 # %% ../../nbs/network/40_regression.ipynb #8490b5d1
 class NetworkFit(NamedTuple):
@@ -78,12 +78,12 @@ class FitOptions:
     chains: int | None = option(
         None,
         "Chains, which are averaged; at most so many, where they stop by themselves. None: two, one"
-        " above 1,000 nodes, eight where perturbed nodes alone regulate along paths.",
+        " above 1,000 nodes.",
     )
     max_error: float | None = option(
         None,
         "Chains are added until the standard error of each probability is below, 64 at most. None:"
-        " 0.05 where perturbed nodes alone regulate along paths, no such rule elsewhere.",
+        " no such rule.",
     )
     draws: int = option(100, "Draws of each chain, after half as many that do not count.")
     copies: int | None = option(
@@ -102,17 +102,13 @@ class FitOptions:
 
 # %% ../../nbs/network/40_regression.ipynb #23f667af
 MOST_CHAINS = 64
-STRUCTURAL = 8, 0.05  # chains at most, and the standard error below which there are fewer
 
 
-def _until(options: FitOptions, kind: type, n: int) -> tuple[int, float]:
+def _until(options: FitOptions, n: int) -> tuple[int, float]:
     "Chains at most, and the standard error below which they stop; 0: never."
-    usual = STRUCTURAL if kind is StructuralChain else (1 + (n <= MEDIUM), 0.0)
-    if options.max_error is not None:
-        usual = MOST_CHAINS, options.max_error
-    elif options.chains is not None:
-        usual = options.chains, 0.0
-    return options.chains or usual[0], usual[1]
+    if options.max_error is None:
+        return options.chains or 1 + (n <= MEDIUM), 0.0
+    return options.chains or MOST_CHAINS, options.max_error
 
 # %% ../../nbs/network/40_regression.ipynb #849096e2
 SMALL = 300  # nodes up to which one thread is the fastest, and there are four copies
@@ -144,8 +140,8 @@ class _Plan(NamedTuple):
         copies = 1 + 3 * (n <= SMALL) if options.copies is None else options.copies
         kind = Chain if n <= MEDIUM else CandidateChain
         if _suits_structural(table.is_target) and StructuralChain.suits(table):
-            kind = StructuralChain
-        chains, max_error = _until(options, kind, n)
+            kind = StructuralChain if options.max_error is None else HandingChain
+        chains, max_error = _until(options, n)
         return cls(chains, copies, options.draws // 2, kind, n <= SMALL, max_error)
 
     def total(self, draws: int) -> int:

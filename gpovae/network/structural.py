@@ -246,8 +246,10 @@ def _sweep(rows, T, prior, sample, turns):
         of_target = gibbs.SpikeAndSlab(*density, prior.size, prior.variance[j])
         of_sample = gibbs._sample_of(sample, j)
         _draw_one(target, of_target, of_sample, w, of_this)
-        of_this = gibbs.Turn(turn.slots, turn.targets, handing.uniform[j], handing.normal[j])
-        _hand_over(target, of_target, of_sample, w, of_this)
+        if len(handing.slots):
+            uniform, normal = handing.uniform[j], handing.normal[j]
+            of_this = gibbs.Turn(handing.slots, turn.targets, uniform, normal)
+            _hand_over(target, of_target, of_sample, w, of_this)
         if (w != sample.effect[j]).any():
             _replace(T, j, w)
             sample.effect[j] = w
@@ -262,6 +264,7 @@ class StructuralChain(Chain):
 
     # a knockout takes away 63 % at least: one that hardly is one would regulate at no cost
     least_dose = 1.0
+    hands_over = False
 
     def __init__(self, table: Table, rng: np.random.Generator):
         super().__init__(table, rng)
@@ -284,6 +287,12 @@ class StructuralChain(Chain):
         if self.total is None:
             return super().effects(nodes)
         return self.total[nodes] / self.total[nodes, nodes][:, None]
+
+# %% ../../nbs/network/31_structural.ipynb #18c0bc10
+class HandingChain(StructuralChain):
+    "One that also hands targets over from one regulator to another."
+
+    hands_over = True
 
 # %% ../../nbs/network/31_structural.ipynb #b862d09d
 @patch
@@ -326,11 +335,12 @@ def draw(self: StructuralChain, k: int, burn: int) -> None:
     before = sample.mean.copy()
     size = sample.effect.shape
     targets, slots = rng.permutation(size[0]), rng.permutation(table.regulators)
-    turns = [
-        gibbs.Turn(slots, targets, rng.random(size), rng.standard_normal(size)) for _ in range(2)
-    ]
+    turn = gibbs.Turn(slots, targets, rng.random(size), rng.standard_normal(size))
+    handing = turn._replace(slots=slots[:0])
+    if self.hands_over:
+        handing = gibbs.Turn(slots, targets, rng.random(size), rng.standard_normal(size))
     T = self.totals_of(sample.effect)
-    _sweep(rows, T, effect_prior(self), sample, tuple(turns))
+    _sweep(rows, T, effect_prior(self), sample, (turn, handing))
 
     self.network += 0.1 * (sample.mean - before - self.network)
     self.total = self.totals_of(sample.effect)
