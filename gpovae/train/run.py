@@ -430,8 +430,9 @@ def read(self: RunFolder) -> Run:
 # %% ../../nbs/train/50_run.ipynb #675f3d6a
 def _arrays(tensors: dict, name: str, kind: type):
     "Those of a field of the run, taken out of its tensors; None where it has none."
-    arrays = [tensors.pop(f"{name}.{k}", None) for k in kind._fields]
-    return None if arrays[0] is None else kind(*(a.numpy() for a in arrays))
+    if name != "residual" and f"{name}.{kind._fields[0]}" not in tensors:
+        return None  # every run has the residual correction
+    return kind(*(tensors.pop(f"{name}.{k}").numpy() for k in kind._fields))
 
 
 def _read(path: Path, s: dict) -> Run:
