@@ -39,10 +39,11 @@ from .evaluate.scores import evaluate as evaluate_tables
 from .model.attribution import cut_edges, trained_responses
 from .model.prediction import basal_latent
 from .model.presets import make_settings
-from .network.design import NextOptions, fitted_edges, next_table
+from .network.design import fitted_edges, next_table
 from .network.explain import Explanation
 from .network.explain import explain as explain_effect
 from .network.export import as_networkx, node_table, store_network, write_network
+from .network.next_options import NextOptions
 from .network.prior import read_prior
 from .train.build import Built, build
 from .train.checkpoint import is_resumable
@@ -389,8 +390,7 @@ def predict(
         `evaluate.curated.read_network` reads, for unseen targets only; believed as far as trained
         perturbations confirm them.
     purpose : {"balanced", "accuracy", "discrimination"}
-        What is shrunken: accuracy all that lowers squared error, discrimination, which tells
-        perturbations apart, least.
+        What is shrunken: for accuracy most, to tell perturbations apart least.
     progress : bool, default False
         Show progress bars.
 
@@ -411,8 +411,7 @@ def predict(
 
     Notes
     -----
-    See the chapters `gpovae.model.prediction`, `gpovae.model.combination` and
-    `gpovae.model.unseen`.
+    See the chapters `gpovae.model.prediction`, `.combination` and `.unseen`.
     """
     check_settings(locals(), GPOVAE.predict.__annotations__)
     return self._predict(perturbations, unseen, prior, purpose, progress)

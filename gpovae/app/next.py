@@ -19,7 +19,7 @@ from gpovae.app.shell import (
     quiet_option,
     run_argument,
 )
-from ..network.design import NextOptions
+from ..network.next_options import NextOptions
 
 # %% ../../nbs/app/46_next.ipynb #820a0004
 def _sentence(table) -> str:

@@ -220,7 +220,23 @@ def open_screen(path) -> ad.AnnData:
 
 
 def open_or_read(path) -> ad.AnnData:
-    "A screen whose counts stay on disk where they lie by cell, else in memory."
+    """A screen whose counts stay on disk where they lie by cell, else in memory.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file of AnnData, or a store of zarr.
+
+    Returns
+    -------
+    AnnData
+        Cells x genes.
+
+    Raises
+    ------
+    GpovaeError
+        Where it cannot be read.
+    """
     try:
         return open_screen(path)
     except GpovaeError:

@@ -10,7 +10,7 @@ __all__ = []
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,10 @@ from scipy.optimize import brentq
 from scipy.special import entr, expit, logit
 
 from ..core.errors import GpovaeError
-from ..core.options import check_fields, documented, option
 from ..data.responses import Responses
 from .denoising import steady_state
 from .grn import GRN, contract
+from .next_options import NextOptions
 
 # %% ../../nbs/network/85_design.ipynb #e1400009
 def entropy(p: np.ndarray) -> np.ndarray:
@@ -234,35 +234,6 @@ def fitted_edges(grn: GRN) -> Edges:
         p = torch.where(p <= LEAST, 0, p)
         parts = (p, grn.effect_mean, grn.effect_std)
     return Edges(*(x.cpu().numpy().astype(float) for x in parts))
-
-# %% ../../nbs/network/85_design.ipynb #e1400019
-@documented
-@dataclass(frozen=True, kw_only=True)
-class NextOptions:
-    "What may be done: `GPOVAE.next_perturbations` and `gpovae next`."
-
-    n: int = option(20, "Perturbations to choose.")
-    cells: int | None = option(
-        None, "Cells of each that pass quality control; None: the median of those done."
-    )
-    most: int = option(
-        1, "How often one may be chosen, with as many cells again; above 1 says how many cells."
-    )
-    among: Literal["all", "new", "repeat"] = option(
-        "all", "Choose from genes never perturbed (new), from those done (repeat), or from all."
-    )
-    seed: int = option(0, "Of the networks that are drawn.")
-
-    def __post_init__(self):
-        check_fields(self)
-        for name in ("n", "cells", "most"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise GpovaeError(f"{name}={value} is not possible: it needs 1 or more.")
-        if self.among not in ("all", "new", "repeat"):
-            raise GpovaeError(
-                f"among={self.among!r} is not possible. Choose 'all', 'new' or 'repeat'."
-            )
 
 # %% ../../nbs/network/85_design.ipynb #e140001a
 def _candidates(pilot: Pilot, nodes: pd.Index, genes, among: str) -> np.ndarray:
