@@ -38,6 +38,8 @@ def low_rank(training: Shown) -> np.ndarray:
     common = training.common()
     gene_noise = np.sqrt(training.noise.mean(0))
     expressed = gene_noise > 1e-5 * gene_noise.max()
+    if not expressed.any():  # cells do not differ: there is no noise to tell from
+        return training.effect.astype(float)
     unit = np.where(expressed, gene_noise, 1)
     scale = np.sqrt((training.noise / unit**2)[:, expressed].mean(1, keepdims=True))
     table = np.where(expressed, (training.effect - common) / unit, 0) / np.maximum(scale, 1e-6)

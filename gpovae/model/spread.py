@@ -50,12 +50,14 @@ def fit_error(
     training_noise = gene_variance / training.cells[:, None]
     noise = validation.noise + validation.control_noise
     # a gene that no cell shows has neither noise nor error
-    is_seen = np.isfinite(effect * noise) & (validation.noise > 1e-6)
+    is_seen = np.isfinite(effect * posterior * noise) & (validation.noise > 1e-6)
     is_seen &= gene_variance > 1e-3 * np.median(gene_variance)
     is_seen &= validation.is_shown()[:, None]
 
-    squared_error = ((validation.effect - effect) ** 2)[is_seen]
-    terms = np.stack([training_noise[is_seen], posterior[is_seen] ** 2])
-    share = error_shares(squared_error, noise[is_seen], terms)
+    share = np.array(LEAST)
+    if is_seen.any():
+        squared_error = ((validation.effect - effect) ** 2)[is_seen]
+        terms = np.stack([training_noise[is_seen], posterior[is_seen] ** 2])
+        share = error_shares(squared_error, noise[is_seen], terms)
     found = ErrorModel(share, gene_variance, training.cells)
     return ErrorModel(*(array.astype(np.float32) for array in found))
