@@ -218,7 +218,7 @@ def open_screen(path) -> ad.AnnData:
     X = ad.io.sparse_dataset(X)
     return ad.AnnData(**({"layers": {layer: X}} if layer else {"X": X}), **annotations)
 
-
+# %% ../../nbs/data/25_files.ipynb #c8f46e00
 def open_or_read(path) -> ad.AnnData:
     """A screen whose counts stay on disk where they lie by cell, else in memory.
 

@@ -38,7 +38,7 @@ def prepared(adata, held, **settings):
 
 
 def trained(adata, preset="corrected", max_epochs=8, **settings):
-    model = gpovae.GPOVAE(adata, preset=preset, **settings)
+    model = gpovae.GPOVAE(adata, preset=preset, combination=False, **settings)
     model.train(max_epochs=max_epochs, seed=0, progress=False)
     return model
 

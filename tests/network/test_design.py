@@ -73,7 +73,7 @@ def test_what_is_chosen_is_known_afterwards():
     ahead = plan(edges(0.3, effect=0.15))
     first = added(ahead, 0, 30).loss.sum()
     start = ahead.left.sum()
-    chosen = choose(ahead, [0], 3, 30, most=3)
+    chosen = choose(ahead, [0], 3, 30, at_most=3)
     losses = [best.loss.sum() for _, best in chosen]
     assert losses[0] == pytest.approx(first) and losses[0] > losses[1] > losses[2] > 0
     assert start - ahead.left.sum() == pytest.approx(sum(losses))
