@@ -264,7 +264,7 @@ def _read_needed(path) -> ad.AnnData:
         X = ad.io.read_elem(f["X"]) if "X" in f else None
         return ad.AnnData(X, layers=layers, **annotations)
 
-
+# %% ../../nbs/data/25_files.ipynb #c860cd19
 def read_screen(path) -> ad.AnnData:
     """A screen in memory.
 
@@ -283,6 +283,10 @@ def read_screen(path) -> ad.AnnData:
     GpovaeError
         Where it cannot be read.
     """
+    if Path(path).is_dir() and not is_store(path):
+        raise GpovaeError(
+            f"{str(path)!r} is a directory, and no store of zarr. Name a file (.h5ad, .zarr)."
+        )
     refuse_other(path)
     try:
         if is_store(path):
