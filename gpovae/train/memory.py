@@ -94,6 +94,8 @@ def sizes(path: Path) -> Sizes:
             )
     except (OSError, KeyError, AttributeError, ValueError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        if Path(path).is_dir():
+            reason = "it is a directory, and no store of zarr"
         raise GpovaeError(
             f"{str(path)!r} cannot be read as an AnnData file (.h5ad, .zarr): {reason}."
         ) from e

@@ -114,7 +114,7 @@ def node_rows(self: Run, perturbations: list[str]) -> list[list[int]]:
     "Nodes that each perturbation targets."
     return [[self.nodes.index.get_loc(gene) for gene in targets(p)] for p in perturbations]
 
-
+# %% ../../nbs/train/50_run.ipynb #4a6deb16
 @patch
 def rows_of(self: Run, perturbation: str) -> list[int]:
     "Its row among the labels; of several genes not perturbed together, those of each alone."
@@ -469,7 +469,7 @@ def _empty_responses(tensors: dict, n: int) -> ResponseBuffers:
     targeted = [[node for node in row if node < n] for row in table]  # n pads
     return ResponseBuffers.empty(targeted, n)
 
-# %% ../../nbs/train/50_run.ipynb #b7dfa1a4
+
 def _filled(path: Path, settings: Settings, nodes: pd.DataFrame, s: dict, tensors: dict) -> VAE:
     "The model with its saved tensors."
     n_genes, n_batches = len(s["genes"]), len(s["batches"])
