@@ -201,6 +201,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'gpovae.app.shell.answer': ('app/shell.html#answer', 'gpovae/app/shell.py'),
                                   'gpovae.app.shell.as_options': ('app/shell.html#as_options', 'gpovae/app/shell.py'),
                                   'gpovae.app.shell.command': ('app/shell.html#command', 'gpovae/app/shell.py'),
+                                  'gpovae.app.shell.figure_file': ('app/shell.html#figure_file', 'gpovae/app/shell.py'),
                                   'gpovae.app.shell.file_option': ('app/shell.html#file_option', 'gpovae/app/shell.py'),
                                   'gpovae.app.shell.options_of': ('app/shell.html#options_of', 'gpovae/app/shell.py'),
                                   'gpovae.app.shell.run_argument': ('app/shell.html#run_argument', 'gpovae/app/shell.py'),

@@ -38,7 +38,7 @@ from .evaluate.scores import Scores
 from .evaluate.scores import evaluate as evaluate_tables
 from .model.attribution import cut_edges, trained_responses
 from .model.prediction import basal_latent
-from .model.presets import make_settings
+from .model.presets import Purpose, make_settings
 from .network.design import fitted_edges, next_table
 from .network.explain import Explanation
 from .network.explain import explain as explain_effect
@@ -372,7 +372,7 @@ def predict(
     *,
     unseen: str = "refuse",
     prior: pd.DataFrame | str | Path | None = None,
-    purpose: Literal["balanced", "accuracy", "discrimination"] = "balanced",
+    purpose: Purpose = "balanced",
     progress: bool = False,
 ) -> ad.AnnData:
     """Average treatment effects of perturbations as they were done, in log2 units.
@@ -731,13 +731,17 @@ def export_network(
 # %% ../nbs/api/10_api.ipynb #de520002
 @patch
 @takes(NextOptions)
-def next_perturbations(self: GPOVAE, genes: Sequence[str] | None = None, **options) -> pd.DataFrame:
+def next_perturbations(
+    self: GPOVAE, genes: Sequence[str] | None = None, *, progress: bool = False, **options
+) -> pd.DataFrame:
     """Which genes to perturb next, or which perturbations to repeat.
 
     Parameters
     ----------
     genes : sequence of str, optional
         Nodes of the network to choose from. None: all.
+    progress : bool, default False
+        Show a progress bar.
 
     Returns
     -------
@@ -761,7 +765,7 @@ def next_perturbations(self: GPOVAE, genes: Sequence[str] | None = None, **optio
     run = self._trained()
     options = NextOptions(**options)
     responses = trained_responses(run.vae, run.labels, run.nodes)
-    return next_table(fitted_edges(run.vae.grn), responses, genes, options)
+    return next_table(fitted_edges(run.vae.grn), responses, genes, options, progress)
 
 # %% ../nbs/api/10_api.ipynb #8daf8ba9
 @patch

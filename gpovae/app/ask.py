@@ -8,12 +8,14 @@ __all__ = ['TABLES', 'predict', 'explain', 'reach', 'sample', 'latent']
 
 # %% ../../nbs/app/45_ask.ipynb #15187e66
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from gpovae.app.shell import (
     answer,
     command,
+    figure_file,
     file_option,
     in_file,
     json_option,
@@ -23,6 +25,7 @@ from gpovae.app.shell import (
     seed_option,
 )
 from ..core.errors import GpovaeError
+from ..model.presets import Purpose
 
 # %% ../../nbs/app/45_ask.ipynb #bf6ea1b2
 def _as_parquet(table, path: Path) -> None:
@@ -184,7 +187,7 @@ def _asked(run: Path, genes: tuple, **options):
 @click.option(
     "--purpose",
     default="balanced",
-    type=click.Choice(["balanced", "accuracy", "discrimination"]),
+    type=click.Choice(get_args(Purpose)),
     help="What is shrunken: for accuracy most, to tell perturbations apart least.",
 )
 @click.option(
@@ -219,12 +222,6 @@ def predict(run, genes, *, file, unseen, prior, purpose, top, as_json, quiet):
 # %% ../../nbs/app/45_ask.ipynb #a89e9d5c
 def _draw_paths(why, file: Path) -> None:
     "The paths as bands."
-    import matplotlib
-
-    matplotlib.use("agg")  # draws without a screen
-    import matplotlib.pyplot as plt
-
-    from gpovae.core.provenance import complete
     from gpovae.plots.networks import path_diagram
 
     if not len(why.paths):
@@ -232,10 +229,8 @@ def _draw_paths(why, file: Path) -> None:
             f"There is nothing to draw: no path leads from {why.source} to {why.target}. Without"
             " --out, explain says what is known."
         )
-    path_diagram(why.paths)
-    with complete(file.parent, file.name) as folder:
-        plt.savefig(folder / file.name, dpi=200, bbox_inches="tight")
-    plt.close()
+    with figure_file(file):
+        path_diagram(why.paths)
 
 # %% ../../nbs/app/45_ask.ipynb #10cc18fb
 def _overview(table, top: int) -> str:

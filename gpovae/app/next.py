@@ -13,6 +13,7 @@ from .ask import write_file
 from gpovae.app.shell import (
     answer,
     command,
+    figure_file,
     file_option,
     json_option,
     options_of,
@@ -45,18 +46,10 @@ def _text(table) -> str:
 # %% ../../nbs/app/46_next.ipynb #820a0005
 def _draw(table, file) -> None:
     "The bars, as a file."
-    import matplotlib
-
-    matplotlib.use("agg")  # draws without a screen
-    import matplotlib.pyplot as plt
-
-    from gpovae.core.provenance import complete
     from gpovae.plots.edges import expected_losses
 
-    expected_losses(table)
-    with complete(file.parent, file.name) as folder:
-        plt.savefig(folder / file.name, dpi=200, bbox_inches="tight")
-    plt.close()
+    with figure_file(file):
+        expected_losses(table)
 
 # %% ../../nbs/app/46_next.ipynb #820a0006
 @command(
@@ -82,7 +75,7 @@ def next(run, genes, *, file, figure, as_json, quiet, **options):
     from gpovae import GPOVAE
 
     model = GPOVAE.load(run, data=False)
-    table = model.next_perturbations(list(genes) or None, **options)
+    table = model.next_perturbations(list(genes) or None, progress=not quiet, **options)
     written = dict(file=file, figure=figure)
     if file:
         write_file(file, None, lambda: table)

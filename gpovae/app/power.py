@@ -14,6 +14,7 @@ import click
 from gpovae.app.shell import (
     answer,
     command,
+    figure_file,
     file_option,
     in_screen,
     json_option,
@@ -81,18 +82,10 @@ def _write_table(table, file: Path) -> None:
 # %% ../../nbs/app/37_power.ipynb #813607cf
 def _draw(power, file: Path) -> None:
     "Both curves, as a file."
-    import matplotlib
-
-    matplotlib.use("agg")  # draws without a screen
-    import matplotlib.pyplot as plt
-
-    from gpovae.core.provenance import complete
     from gpovae.plots.screen import power_curves
 
-    power_curves(power.curve, power.by_cells, power.plan["chance"])
-    with complete(file.parent, file.name) as folder:
-        plt.savefig(folder / file.name, dpi=200, bbox_inches="tight")
-    plt.close()
+    with figure_file(file):
+        power_curves(power.curve, power.by_cells, power.plan["chance"])
 
 # %% ../../nbs/app/37_power.ipynb #fbae444b
 @command(

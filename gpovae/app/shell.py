@@ -317,6 +317,22 @@ def _is_run(ctx, parameter, run):
         )
     return run
 
+# %% ../../nbs/app/20_shell.ipynb #eada4ed2
+@contextmanager
+def figure_file(file: Path):
+    "What is drawn within is a file, whole or not at all; no screen is needed."
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    from gpovae.core.provenance import complete
+
+    yield
+    with complete(file.parent, file.name) as folder:
+        plt.savefig(folder / file.name, dpi=200, bbox_inches="tight")
+    plt.close()
+
 # %% ../../nbs/app/20_shell.ipynb #8c5a0900
 def run_argument(**settings):
     "The argument RUN: a folder that holds a run."

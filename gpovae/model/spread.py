@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import lsq_linear
 
+from .combination import PURPOSES
 from .residual import Shown
 
 # %% ../../nbs/model/75_spread.ipynb #4ac9a24d
@@ -21,8 +22,8 @@ LEAST = 0.0, 1.0  # shares
 
 def error_shares(squared_error, noise, terms) -> np.ndarray:
     "(2,) c of equation model.spread.1: of terms (2, N), from squared errors and noise (N,)."
-    share = np.ones(2)
-    for _ in range(STEPS):
+    share = np.array(LEAST)
+    for _ in range(STEPS if len(noise) else 0):
         total = share @ terms + noise
         A, y = (terms / total).T, (squared_error - noise) / total
         share = lsq_linear(A, y, bounds=(LEAST, np.inf)).x
@@ -32,32 +33,34 @@ def error_shares(squared_error, noise, terms) -> np.ndarray:
 class ErrorModel(NamedTuple):
     "What the error of a prediction is made of."
 
-    share: np.ndarray  # (2,) of the noise of training cells, and of the posterior variance
+    # (purposes, 2) of the noise of training cells, and of the posterior variance
+    share: np.ndarray
     gene_variance: np.ndarray  # (genes,) between cells, log2
     cells: np.ndarray  # (R,) training cells of each perturbation
 
-    def spread(self, posterior: np.ndarray, rows: list[int]) -> np.ndarray:
+    def spread(self, posterior: np.ndarray, rows: list[int], purpose: str) -> np.ndarray:
         "(genes,) s of equation model.spread.1; `rows`: the perturbations that add up."
+        of_noise, of_posterior = self.share[list(PURPOSES).index(purpose)]
         noise = self.gene_variance * (1 / self.cells[rows]).sum()
-        return np.sqrt(self.share[0] * noise + self.share[1] * posterior**2)
+        return np.sqrt(of_noise * noise + of_posterior * posterior**2)
 
 # %% ../../nbs/model/75_spread.ipynb #236c8947
 def fit_error(
-    effect: np.ndarray, posterior: np.ndarray, training: Shown, validation: Shown
+    effects: dict[str, np.ndarray], posterior: np.ndarray, training: Shown, validation: Shown
 ) -> ErrorModel:
-    "From predicted effects (R, genes), their posterior spread, and what both splits show."
+    "From effects (R, genes) by purpose, their posterior spread, and what both splits show."
     gene_variance = (training.noise * training.cells[:, None]).mean(0)
     training_noise = gene_variance / training.cells[:, None]
     noise = validation.noise + validation.control_noise
     # a gene that no cell shows has neither noise nor error
-    is_seen = np.isfinite(effect * posterior * noise) & (validation.noise > 1e-6)
+    is_seen = np.isfinite(posterior * noise) & (validation.noise > 1e-6)
     is_seen &= gene_variance > 1e-3 * np.median(gene_variance)
     is_seen &= validation.is_shown()[:, None]
 
-    share = np.array(LEAST)
-    if is_seen.any():
-        squared_error = ((validation.effect - effect) ** 2)[is_seen]
-        terms = np.stack([training_noise[is_seen], posterior[is_seen] ** 2])
-        share = error_shares(squared_error, noise[is_seen], terms)
-    found = ErrorModel(share, gene_variance, training.cells)
+    terms = np.stack([training_noise[is_seen], posterior[is_seen] ** 2])
+    shares = []
+    for purpose in PURPOSES:
+        squared_error = ((validation.effect - effects[purpose]) ** 2)[is_seen]
+        shares.append(error_shares(squared_error, noise[is_seen], terms))
+    found = ErrorModel(np.array(shares), gene_variance, training.cells)
     return ErrorModel(*(array.astype(np.float32) for array in found))

@@ -8,7 +8,7 @@ __all__ = []
 
 # %% ../../nbs/network/85_design.ipynb #e1400002
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from scipy.optimize import brentq
 from scipy.special import entr, expit, logit
 
 from ..core.errors import GpovaeError
+from ..core.progress import Bar
 from ..data.responses import Responses
 from .denoising import steady_state
 from .grn import GRN, contract
@@ -159,6 +160,7 @@ class Plan:
     left: np.ndarray = field(init=False)  # (n, n) bits
     variance: np.ndarray = field(init=False)  # (n, n) of effects
     cells: np.ndarray = field(init=False)  # (n,)
+    reached: np.ndarray = field(init=False)  # (n, q) nodes that each perturbation moves most
 
     def __post_init__(self):
         self.precision = np.zeros_like(self.square)
@@ -194,7 +196,7 @@ def added(plan: Plan, g: int, cells: float) -> Added:
     return Added(rows, precision, plan.left[rows] - remaining)
 
 # %% ../../nbs/network/85_design.ipynb #e1400017
-def choose(plan: Plan, nodes: Sequence[int], n: int, cells: float, at_most: int = 1) -> list:
+def choose(plan: Plan, nodes: Iterable[int], n: int, cells: float, at_most: int = 1) -> list:
     "n pairs of node and `Added`, best first; `plan` is then as after them."
     waiting = [(-added(plan, g, cells).loss.sum(), g, 1) for g in nodes]
     heapq.heapify(waiting)
@@ -263,7 +265,9 @@ def _main_edges(best: Added, nodes: pd.Index, n: int = 3) -> str:
     return ", ".join(f"{nodes[best.rows[i]]} -> {nodes[k]}" for i, k in pairs)
 
 
-def next_table(edges: Edges, responses: Responses, genes, options: NextOptions) -> pd.DataFrame:
+def next_table(
+    edges: Edges, responses: Responses, genes, options: NextOptions, progress: bool = False
+) -> pd.DataFrame:
     "Perturbations to do next, best first; `edges` as a fit of this table gives them."
     plan = Plan.of(edges, responses, options.seed)
     nodes = responses.nodes
@@ -271,6 +275,8 @@ def next_table(edges: Edges, responses: Responses, genes, options: NextOptions) 
     cells = options.cells or max(1, round(float(np.median(responses.cells))))
     before = plan.left.sum()
     rows = []
+    look = dict(desc="weighing perturbations", unit="perturbations", progress=progress)
+    candidates = Bar(candidates, **look)
     for g, best in choose(plan, candidates, options.n, cells, options.most):
         kind = "repeat" if plan.pilot.cells[g] > 0 else "new"
         loss = best.loss.sum()

@@ -37,7 +37,3 @@ class NextOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise GpovaeError(f"{name}={value} is not possible: it needs 1 or more.")
-        if self.among not in ("all", "new", "repeat"):
-            raise GpovaeError(
-                f"among={self.among!r} is not possible. Choose 'all', 'new' or 'repeat'."
-            )

@@ -62,7 +62,7 @@ def fingerprint(
     # they only say when it ends, and what is made of it then
     for name in ("max_epochs", "effects_patience", "combination"):
         del described[name]
-    # states that were written before 0.7.0 do not name it
+    # states that were written before 0.6.0 do not name it
     if settings.network_error is None:
         del described["network_error"]
     described |= dict(seed=seed, screen=data)

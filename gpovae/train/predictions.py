@@ -24,7 +24,7 @@ from ..data.labels import CONTROL, canonical, targets
 from ..data.minibatch import Batch, Cells
 from ..data.screen import Key, Screen
 from ..model.attribution import log_fold, trained_responses
-from ..model.combination import can_decide, combined, low_rank
+from ..model.combination import PURPOSES, can_decide, combined, low_rank
 from ..model.iwelbo import iwelbo, particles
 from ..model.prediction import average_effects, log2_table
 from ..model.residual import Shown, residual_correction
@@ -132,7 +132,7 @@ def predict_effects(
     residual = np.stack([run.residual_of(p, purpose) for p in names])
     if run.error is not None:
         for row in np.flatnonzero(is_trained):
-            effects[2, row] = run.error.spread(effects[2, row], run.rows_of(names[row]))
+            effects[2, row] = run.error.spread(effects[2, row], run.rows_of(names[row]), purpose)
     return _as_anndata(run, names, effects, residual, evidence.astype(str))
 
 # %% ../../nbs/train/60_predictions.ipynb #74446b58
@@ -177,7 +177,12 @@ def _fitted_error(run: Run, training: Shown, validation: Shown, progress: bool) 
     names = [run.labels[row] for row in rows]
     prediction = predict_effects(run, names, {}, progress=progress)
     spread = prediction.layers["spread"]
-    error = fit_error(prediction.X, spread, training.of(rows), validation.of(rows))
+    decoded = prediction.X - prediction.layers["residual"]
+    effects = {
+        purpose: decoded + np.stack([run.residual_of(name, purpose) for name in names])
+        for purpose in PURPOSES
+    }
+    error = fit_error(effects, spread, training.of(rows), validation.of(rows))
     return error._replace(cells=training.cells.astype(np.float32))
 
 

@@ -1,13 +1,16 @@
 """A prepared screen as a store of zarr: the same as the .h5ad to the bit, for all that reads it."""
 
+import json
 import shutil
 
 import anndata as ad
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 
 import gpovae
+from gpovae.app.cli import main
 from gpovae.core.errors import GpovaeError
 from gpovae.core.provenance import digest
 from gpovae.data.files import open_screen, read_screen
@@ -104,3 +107,35 @@ def test_a_store_that_lost_a_file_is_refused(folder, tmp_path):
 
 def test_anndata_itself_reads_it(folder):
     assert ad.read_zarr(folder / "a.zarr").shape == ad.read_h5ad(folder / "a.h5ad").shape
+
+
+def test_what_was_interrupted_leaves_no_half_store_and_is_gone_on_with(
+    folder, tmp_path, monkeypatch
+):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    files = folder / "raw.h5ad", tmp_path / "a.zarr"
+    with monkeypatch.context() as patched:
+        patched.setattr("gpovae.data.prepare.write_store", pressed)
+        with pytest.raises(KeyboardInterrupt, match="goes on"):
+            prepare_file(*files, **FAST)
+    assert not files[1].exists()
+    assert prepare_file(*files, **FAST)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+    assert_same(open_screen(files[1]), open_screen(folder / "a.zarr"))
+
+
+def test_commands_take_a_store(folder, tmp_path):
+    def run(*words):
+        result = CliRunner().invoke(main, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    target = tmp_path / "p.zarr"
+    run("prepare", folder / "raw.h5ad", target, "--no-doublets", "--quiet")
+    trained = tmp_path / "run"
+    run("train", target, "--out", trained, "--max-epochs", 1, "--on-disk", "--quiet")
+    assert "spread" in run("predict", trained, "--quiet")
+    scores = json.loads(run("evaluate", trained, "--quick", "--json", "--quiet"))
+    assert "ate_rho" in json.dumps(scores)
