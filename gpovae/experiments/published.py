@@ -122,7 +122,7 @@ def named_screens(text: str) -> dict[str, str]:
         _data_set(name)
         if name in screens:
             raise GpovaeError(f"The data set {name!r} is named twice.")
-        if not Path(path).exists():
+        if not (path and Path(path).exists()):
             raise GpovaeError(f"{name}={path}: there is no such file.")
         GPOVAE.setup_anndata(open_or_read(path))
         screens[name] = path

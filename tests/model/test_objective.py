@@ -26,7 +26,8 @@ TERMS = dict(
     alignment_target={"alignment"},
     decoder_prior={"decoder_prior"},
 )
-OUTSIDE = {"residual_correction", "validation"}  # of the objective: prediction and early stopping
+# of the objective: prediction and early stopping
+OUTSIDE = {"residual_correction", "combination", "validation"}
 # decide what the model is
 BUILT = {"latent_effect", "target_dispersion", "covariate", "scale_floor", "accumulation"}
 SWITCHES = {
