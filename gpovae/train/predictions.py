@@ -185,7 +185,7 @@ def _fitted_error(run: Run, training: Shown, validation: Shown, progress: bool) 
     error = fit_error(effects, spread, training.of(rows), validation.of(rows))
     return error._replace(cells=training.cells.astype(np.float32))
 
-
+# %% ../../nbs/train/60_predictions.ipynb #b6a4f82a
 def with_residual(
     run: Run,
     training: Shown,
