@@ -116,13 +116,14 @@ def _check_memory(raw: Path) -> None:
 def prepare(ctx, raw, prepared, *, cells, force, scheduler, as_json, quiet, **options):
     """Check and annotate a screen, with the memory of a few blocks.
 
-    Reads RAW (.h5ad, .zarr, .h5 or folder of Cell Ranger, gzipped or not; or a name that `gpovae
-    datasets` lists), writes PREPARED (.h5ad or .zarr). Whatever ended it, also a crash: the same
-    command goes on with the first step that was not done.
+    Reads RAW (.h5ad, .zarr, .h5 or folder of Cell Ranger, gzipped or not; its address; or a name
+    that `gpovae datasets` lists), writes PREPARED (.h5ad or .zarr). Whatever ended it, also a
+    crash: the same command goes on with the first step that was not done.
     """
     from gpovae.data.prepare import prepare_file
+    from gpovae.data.remote import at_hand
 
-    _check_memory(Path(raw))
+    _check_memory(Path(at_hand(raw, not quiet)))
     try:
         with stage("prepare", quiet):
             how = dict(progress=not quiet, scheduler=scheduler)
@@ -513,7 +514,7 @@ def _print_sweep(name: str, folder: Path, table, page, *, quiet: bool, as_json: 
 
 # %% ../../nbs/app/30_fit.ipynb #99758d45
 @command("gpovae sweep prepared.h5ad --out sweep/ --seeds 0-4 --presets corrected,paper")
-@click.argument("screens", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("screens", nargs=-1, required=True, type=in_screen)
 @click.option(
     "--out",
     "folder",

@@ -301,12 +301,32 @@ def answer(text, as_json: bool, /, **values) -> None:
     click.echo(text)
 
 # %% ../../nbs/app/20_shell.ipynb #8c59ea11
-in_file = click.Path(exists=True, dir_okay=False, path_type=Path)
-in_screen = click.Path(exists=True, path_type=Path)  # an .h5ad, or a .zarr, which is a folder
-out_screen = click.Path(path_type=Path)
+class _Read(click.Path):
+    "What is read: a path of this machine, or an address, of which a copy is fetched."
+
+    def convert(self, value, param, ctx):
+        if "://" in str(value):
+            from gpovae.data.remote import at_hand
+
+            value = at_hand(value)
+        return super().convert(value, param, ctx)
+
+
+class _Written(click.Path):
+    "What is written: a path of this machine."
+
+    def convert(self, value, param, ctx):
+        if "://" in str(value):
+            self.fail(f"{value} is an address. Name a place of this machine, and copy it.")
+        return super().convert(value, param, ctx)
+
+
+in_file = _Read(exists=True, dir_okay=False, path_type=Path)
+in_screen = _Read(exists=True, path_type=Path)  # an .h5ad, or a .zarr, which is a folder
+out_screen = _Written(path_type=Path)
 in_folder = click.Path(exists=True, file_okay=False, path_type=Path)
-out_file = click.Path(dir_okay=False, path_type=Path)
-out_folder = click.Path(file_okay=False, path_type=Path)
+out_file = _Written(dir_okay=False, path_type=Path)
+out_folder = _Written(file_okay=False, path_type=Path)
 
 
 def _is_run(ctx, parameter, run):

@@ -29,6 +29,7 @@ from .options import PrepareOptions, prepare_options
 from .pipeline import is_result, size_factor_genes, why_left, without_empty
 from .raw_counts import filled_cells, spread_rows
 from .register import register
+from .remote import at_hand
 from .screen import Key, Screen, check_anndata
 from .unchanged import changes
 
@@ -343,9 +344,10 @@ def _since(adata) -> list[str]:
 # %% ../../nbs/data/88_check.ipynb #eb7d9ef2
 def _looked(screen, options: PrepareOptions, cells) -> tuple[_Look, list[str]]:
     "The screen, and what was changed in it since it was prepared."
+    screen = at_hand(screen)
     if not isinstance(screen, (str, Path)):
         return _look_in_memory(screen, options.layer), _since(screen)
-    look = _look_in_file(screen, options.layer, cells)
+    look = _look_in_file(screen, options.layer, at_hand(cells))
     if Key.screen not in look.uns:
         return look, []
     return look, _since(open_screen(screen))
@@ -358,7 +360,7 @@ def check(screen, perturbation_key=None, control=None, *, cells=None, **options)
     Parameters
     ----------
     screen : AnnData, str or Path
-        In memory, or any file that `prepare_file` takes.
+        In memory, or any file or address that `prepare_file` takes.
     cells : str or Path, optional
         Table of cells that joins obs, for a file.
 

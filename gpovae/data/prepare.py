@@ -52,6 +52,7 @@ from gpovae.data.pipeline import (
     workspace,
 )
 from .raw_counts import filled_cells
+from .remote import at_hand, is_remote, without_secrets
 from .reorder import Source
 from .screen import Key, Screen, check_anndata
 from .steps import STEPS
@@ -450,7 +451,8 @@ def prepare_file(
     Parameters
     ----------
     path : str or Path
-        Screen of any layout, only read; or the name of a screen of `gpovae.datasets`.
+        Screen of any layout, only read; its address ("https://...", "s3://..."), of which a copy
+        is kept; or the name of a screen of `gpovae.datasets`.
     target : str or Path
         File to write: .h5ad, or .zarr (version 3, in shards).
     cells : str or Path, optional
@@ -473,9 +475,12 @@ def prepare_file(
     GpovaeError
         Naming what is at fault; no file is then left.
     """
-    job = _file_job(Path(path), Path(target), cells, options)
+    if is_remote(target):
+        raise GpovaeError(f"{target} is an address. Name a file of this machine, and copy it.")
+    raw, cells = at_hand(path, progress), at_hand(cells, progress)
+    job = _file_job(Path(raw), Path(target), cells, options)
     _check_places(job)
-    request = _request(job)
+    request = _request(job) | ({"file_url": without_secrets(path)} if is_remote(path) else {})
     if not force and job.target.exists() and _made_from(job.target) == request:
         return False
     with cluster(scheduler), on_interrupt(_FROM_FILE):

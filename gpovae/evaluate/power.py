@@ -22,6 +22,7 @@ from ..data.files import open_screen
 from ..data.labels import CONTROL
 from ..data.options import PrepareOptions
 from ..data.planned import PowerOptions
+from ..data.remote import at_hand
 from ..data.responses import FoldChanges, comparable, fold_changes, strata
 from ..data.screen import Key, Screen
 from gpovae.evaluate.rank_power import (
@@ -404,6 +405,7 @@ def power(screen, *, progress: bool = True, **options) -> Power:
     >>> gpovae.power(adata, cells=200, depth=10_000).overall
     """
     options = PowerOptions(**options)
+    screen = at_hand(screen, progress)
     prepared = Screen(open_screen(screen) if isinstance(screen, (str, Path)) else screen)
     rule = _rule(prepared, options)
     pilot = read_pilot(prepared)
