@@ -213,15 +213,20 @@ class _FileJob(NamedTuple):
     name: str | None  # of a screen of the registry, in place of a file
     cells: str | Path | None  # table that joins obs
     options: PrepareOptions
+    url: str | None  # of which `raw` is a copy
 
     @property
     def results_so_far(self) -> Path:
         return self.target.absolute().with_name(f"{self.target.name}.part")
 
 # %% ../../nbs/data/87_prepare.ipynb #0d0b000b
-def _file_job(raw: Path, target: Path, cells, settings: dict) -> _FileJob:
+def _file_job(path, target, cells, settings: dict, progress: bool) -> _FileJob:
     "The job, with the settings that suit a screen by name where none are given."
     prepare_options(**settings)  # refuses a name that is no setting
+    if is_remote(target):
+        raise GpovaeError(f"{target} is an address. Name a file of this machine, and copy it.")
+    raw = Path(at_hand(path, progress))
+    url = without_secrets(path) if is_remote(path) else None
     name = str(raw) if not raw.exists() and str(raw) in datasets.REGISTRY else None
     if name and (cells is not None or settings.get("layer")):
         raise GpovaeError(
@@ -230,7 +235,7 @@ def _file_job(raw: Path, target: Path, cells, settings: dict) -> _FileJob:
         )
     suited = datasets.prepare_arguments(name) if name else {}
     options = prepare_options(**suited | settings)
-    return _FileJob(raw, target, name, cells, options)
+    return _FileJob(raw, Path(target), name, at_hand(cells, progress), options, url)
 
 # %% ../../nbs/data/87_prepare.ipynb #0d0b000c
 def _check_places(job: _FileJob) -> None:
@@ -279,6 +284,7 @@ def _request(job: _FileJob) -> dict:
         if isinstance(file, (str, Path)) and Path(file).exists():
             state = _state(Path(file))
             request |= {f"{role}_{quantity}": value for quantity, value in state.items()}
+    request |= {"file_url": job.url} if job.url else {}
     return storable(request)
 
 # %% ../../nbs/data/87_prepare.ipynb #cde8d631
@@ -475,12 +481,9 @@ def prepare_file(
     GpovaeError
         Naming what is at fault; no file is then left.
     """
-    if is_remote(target):
-        raise GpovaeError(f"{target} is an address. Name a file of this machine, and copy it.")
-    raw, cells = at_hand(path, progress), at_hand(cells, progress)
-    job = _file_job(Path(raw), Path(target), cells, options)
+    job = _file_job(path, target, cells, options, progress)
     _check_places(job)
-    request = _request(job) | ({"file_url": without_secrets(path)} if is_remote(path) else {})
+    request = _request(job)
     if not force and job.target.exists() and _made_from(job.target) == request:
         return False
     with cluster(scheduler), on_interrupt(_FROM_FILE):

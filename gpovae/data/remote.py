@@ -68,11 +68,11 @@ _TOLD = ("size", "ETag", "Content-MD5", "Last-Modified", "LastModified", "md5Has
 
 def state_of(remote: Remote) -> dict[str, str]:
     "What the store says of a file, for each file of a folder."
-    told = {
-        file: {k: str(about[k]) for k in _TOLD if about.get(k) is not None}
+    facts = {
+        file: {name: str(about[name]) for name in _TOLD if about.get(name) is not None}
         for file, about in _files(remote).items()
     }
-    return {file: json.dumps(facts, sort_keys=True) for file, facts in told.items()}
+    return {file: json.dumps(facts, sort_keys=True) for file, facts in facts.items()}
 
 # %% ../../nbs/data/44_remote.ipynb #ea183996
 def _files(remote: Remote) -> dict[str, dict]:
@@ -80,39 +80,39 @@ def _files(remote: Remote) -> dict[str, dict]:
     system, path = remote.system, remote.path
     if not (system.isdir(path) if not remote.is_web else remote.name.endswith(".zarr")):
         return {"": system.info(path)}
-    found = system.find(path, detail=True)
-    if not found:
+    listed = system.find(path, detail=True)
+    if not listed:
         raise GpovaeError(
             f"{remote.url} is a folder whose files are not listed there, so it cannot be fetched."
             " Download it by other means and name the folder."
         )
     if remote.is_web:  # whose pages list names alone
-        found = {file: system.info(file) for file in found}
-    return {file[len(path.rstrip("/")) + 1 :]: about for file, about in found.items()}
+        listed = {file: system.info(file) for file in listed}
+    return {file[len(path.rstrip("/")) + 1 :]: about for file, about in listed.items()}
 
 # %% ../../nbs/data/44_remote.ipynb #88dc9b93
 def _fetch_file(remote: Remote, source: str, target: Path, size: int, progress: bool) -> None:
     "Bring one file, from where an earlier call stopped."
-    part = target.with_name(target.name + ".part")
+    partial = target.with_name(target.name + ".part")
     if remote.is_web:
-        Resume(part, progress)(source, str(target))
+        Resume(partial, progress)(source, str(target))
         return
-    have = part.stat().st_size if part.exists() else 0
+    have = partial.stat().st_size if partial.exists() else 0
     look = dict(desc=target.name, unit="B", unit_scale=True, progress=progress)
     with (
         remote.system.open(source, "rb") as elsewhere,
-        part.open("ab") as file,
+        partial.open("ab") as file,
         Bar(total=size, initial=have, **look) as bar,
     ):
         elsewhere.seek(have)
         while chunk := elsewhere.read(2**22):
             file.write(chunk)
             bar.update(len(chunk))
-    came = part.stat().st_size
+    came = partial.stat().st_size
     if came != size:
-        part.unlink()
+        partial.unlink()
         raise OSError(f"{came:,} of {size:,} bytes came")
-    part.replace(target)
+    partial.replace(target)
 
 # %% ../../nbs/data/44_remote.ipynb #d21c2837
 @dataclass
@@ -158,7 +158,7 @@ def _begin(copy: Copy, state: dict[str, str]) -> None:
 def _fill(copy: Copy, state: dict[str, str], progress: bool) -> None:
     "Fetch every file that is missing."
     _begin(copy, state)
-    sizes = {file: int(json.loads(told).get("size", 0)) for file, told in state.items()}
+    sizes = {file: int(json.loads(facts).get("size", 0)) for file, facts in state.items()}
     room(copy.path, sum(sizes.values()))
     alone = len(state) == 1
     with Bar(state, desc=copy.remote.name, unit="files", progress=progress and not alone) as files:

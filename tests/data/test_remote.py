@@ -29,15 +29,15 @@ class Site(http.server.SimpleHTTPRequestHandler):
     "A web site that writes down what is asked of it, and knows ranges; it may hang up."
 
     def do_GET(self):
-        asked = self.headers["Range"]
-        self.server.log.append((self.path, asked))
+        span = self.headers["Range"]
+        self.server.log.append((self.path, span))
         if self.path.startswith("/secret"):
             return self.send_error(403)
-        if not asked and not self.server.hangs_up:
+        if not span and not self.server.hangs_up:
             return super().do_GET()
         body = open(self.translate_path(self.path), "rb").read()
-        start = int((asked or "bytes=0-")[6:-1])
-        self.send_response(206 if asked else 200)
+        start = int((span or "bytes=0-")[6:-1])
+        self.send_response(206 if span else 200)
         self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
@@ -77,8 +77,9 @@ def test_prepared_from_an_address_is_prepared_from_the_file(site, raw, tmp_path)
     places = [tmp_path / "of_address.h5ad", tmp_path / "of_file.h5ad"]
     for source, place in zip((raw, site.folder / "raw.h5ad"), places, strict=True):
         assert prepare_file(source, place, progress=False, **LABELS)
-    one, two = map(read_screen, places)
-    assert (one.X != two.X).nnz == 0 and one.obs.equals(two.obs) and one.var.equals(two.var)
+    of_address, of_file = map(read_screen, places)
+    assert (of_address.X != of_file.X).nnz == 0
+    assert of_address.obs.equals(of_file.obs) and of_address.var.equals(of_file.var)
     assert not prepare_file(raw, places[0], progress=False, **LABELS)  # nothing is left to do
     assert [path for path, _ in site.log] == ["/raw.h5ad"]
 
@@ -130,7 +131,7 @@ def test_a_broken_line_goes_on_where_it_broke(site, raw):
     with pytest.raises(GpovaeError, match="What came is kept: run again to go on"):
         at_hand(raw, progress=False)
     assert read_screen(at_hand(raw, progress=False)).n_obs == 900
-    whole, remainder = [asked for _, asked in site.log]
+    whole, remainder = [span for _, span in site.log]
     assert whole is None and int(re.fullmatch(r"bytes=(\d+)-", remainder)[1]) > 100_000
 
 
@@ -140,7 +141,7 @@ def test_half_of_an_earlier_file_is_not_continued(site, raw, screen):
         at_hand(raw, progress=False)
     screen[:700].write_h5ad(site.folder / "raw.h5ad")
     assert read_screen(at_hand(raw, progress=False)).n_obs == 700
-    assert [asked for _, asked in site.log] == [None, None]
+    assert [span for _, span in site.log] == [None, None]
 
 
 def test_a_copy_is_used_until_the_file_changes(site, raw, screen):
@@ -174,7 +175,7 @@ def test_what_cannot_be_fetched_is_refused_by_name(site):
 
 
 def test_a_store_of_a_web_site(site, screen):
-    with ad.settings.override(zarr_write_format=3):
+    with ad.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
         screen.write_zarr(site.folder / "raw.zarr")
     store = at_hand(f"{site.address}/raw.zarr", progress=False)
     assert (read_screen(store).X != screen.X).nnz == 0
@@ -184,15 +185,15 @@ def test_a_store_of_a_web_site(site, screen):
 
 def test_a_store_of_a_bucket_goes_on(site, screen, monkeypatch):
     elsewhere = fsspec.filesystem("memory")
-    with ad.settings.override(zarr_write_format=3):
+    with ad.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
         screen.write_zarr(site.folder / "raw.zarr")
     elsewhere.put(str(site.folder / "raw.zarr"), "/bucket/raw.zarr", recursive=True)
-    asked = []
+    span = []
     real = type(elsewhere)._open
 
     def breaking(self, path, *args, **kwargs):
-        asked.append(path)
-        if len(asked) == 6:
+        span.append(path)
+        if len(span) == 6:
             raise ConnectionResetError("the line broke")
         return real(self, path, *args, **kwargs)
 
@@ -201,8 +202,8 @@ def test_a_store_of_a_bucket_goes_on(site, screen, monkeypatch):
         at_hand("memory://bucket/raw.zarr", progress=False)
     store = at_hand("memory://bucket/raw.zarr", progress=False)
     assert (read_screen(store).X != screen.X).nnz == 0
-    repeated = [path for path in set(asked) if asked.count(path) > 1]
-    assert repeated == [asked[5]]
+    repeated = [path for path in set(span) if span.count(path) > 1]
+    assert repeated == [span[5]]
 
 
 def test_half_of_a_file_of_a_bucket_goes_on(site):
