@@ -283,7 +283,11 @@ def _hush(ctx, parameter, quiet):
 
 # %% ../../nbs/app/20_shell.ipynb #51d55006
 quiet_option = click.option(
-    "--quiet", is_flag=True, callback=_hush, help="Nothing but results and errors."
+    "--quiet",
+    is_flag=True,
+    is_eager=True,  # known before a file is fetched
+    callback=_hush,
+    help="Nothing but results and errors.",
 )
 
 # %% ../../nbs/app/20_shell.ipynb #8029d844
@@ -301,14 +305,22 @@ def answer(text, as_json: bool, /, **values) -> None:
     click.echo(text)
 
 # %% ../../nbs/app/20_shell.ipynb #8c59ea11
+def _is_address(value) -> bool:
+    if "://" not in str(value):  # seldom enough to import what knows
+        return False
+    from gpovae.data.remote import is_remote
+
+    return is_remote(value)
+
+
 class _Read(click.Path):
     "What is read: a path of this machine, or an address, of which a copy is fetched."
 
     def convert(self, value, param, ctx):
-        if "://" in str(value):
+        if _is_address(value):
             from gpovae.data.remote import at_hand
 
-            value = at_hand(value)
+            value = at_hand(value, progress=not ctx.params.get("quiet"))
         return super().convert(value, param, ctx)
 
 
@@ -316,7 +328,7 @@ class _Written(click.Path):
     "What is written: a path of this machine."
 
     def convert(self, value, param, ctx):
-        if "://" in str(value):
+        if _is_address(value):
             self.fail(f"{value} is an address. Name a place of this machine, and copy it.")
         return super().convert(value, param, ctx)
 

@@ -13,6 +13,7 @@ import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import pooch
 from fsspec import AbstractFileSystem
@@ -66,13 +67,15 @@ def without_secrets(url: str) -> str:
 _TOLD = ("size", "ETag", "Content-MD5", "Last-Modified", "LastModified", "md5Hash", "mtime")
 
 
-def state_of(remote: Remote) -> dict[str, str]:
-    "What the store says of a file, for each file of a folder."
-    facts = {
+State = dict[str, dict[str, str]]  # file of a folder -> what its store says
+
+
+def state_of(remote: Remote) -> State:
+    "What tells all files of an address from another state of them."
+    return {
         file: {name: str(about[name]) for name in _TOLD if about.get(name) is not None}
         for file, about in _files(remote).items()
     }
-    return {file: json.dumps(facts, sort_keys=True) for file, facts in facts.items()}
 
 # %% ../../nbs/data/44_remote.ipynb #ea183996
 def _files(remote: Remote) -> dict[str, dict]:
@@ -81,18 +84,24 @@ def _files(remote: Remote) -> dict[str, dict]:
     if not (system.isdir(path) if not remote.is_web else remote.name.endswith(".zarr")):
         return {"": system.info(path)}
     listed = system.find(path, detail=True)
+    if remote.is_web:  # whose pages list names alone
+        listed = {file: system.info(file) for file in listed if not re.search("[?#]", file)}
     if not listed:
         raise GpovaeError(
             f"{remote.url} is a folder whose files are not listed there, so it cannot be fetched."
             " Download it by other means and name the folder."
         )
-    if remote.is_web:  # whose pages list names alone
-        listed = {file: system.info(file) for file in listed}
-    return {file[len(path.rstrip("/")) + 1 :]: about for file, about in listed.items()}
+    names = [file[len(path.rstrip("/")) + 1 :] for file in listed]
+    for name in map(unquote, names):
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise GpovaeError(f"{remote.url} lists {name!r}, which does not lie in it.")
+    return dict(zip(names, listed.values(), strict=True))
 
 # %% ../../nbs/data/44_remote.ipynb #88dc9b93
-def _fetch_file(remote: Remote, source: str, target: Path, size: int, progress: bool) -> None:
-    "Bring one file, from where an earlier call stopped."
+def _fetch_file(
+    remote: Remote, source: str, target: Path, size: int | None, progress: bool
+) -> None:
+    "Bring one file of `size` bytes, where that is known, from where an earlier call stopped."
     partial = target.with_name(target.name + ".part")
     if remote.is_web:
         Resume(partial, progress)(source, str(target))
@@ -109,7 +118,7 @@ def _fetch_file(remote: Remote, source: str, target: Path, size: int, progress: 
             file.write(chunk)
             bar.update(len(chunk))
     came = partial.stat().st_size
-    if came != size:
+    if size is not None and came != size:
         partial.unlink()
         raise OSError(f"{came:,} of {size:,} bytes came")
     partial.replace(target)
@@ -137,16 +146,20 @@ class Copy:
     def note(self) -> Path:
         return self.folder / "state.json"
 
-    def stored(self) -> dict[str, str]:
+    def place(self, file: str) -> Path:
+        "Of a file of a folder; web sites write a space as `%20`."
+        return self.path / (unquote(file) if self.remote.is_web else file)
+
+    def stored(self) -> State:
         "The state of which the copy is, or becomes one."
         return json.loads(self.note.read_text()) if self.note.exists() else {}
 
     @property
     def is_whole(self) -> bool:
-        return bool(self.stored()) and all((self.path / file).exists() for file in self.stored())
+        return bool(self.stored()) and all(self.place(file).exists() for file in self.stored())
 
 # %% ../../nbs/data/44_remote.ipynb #22be5e2f
-def _begin(copy: Copy, state: dict[str, str]) -> None:
+def _begin(copy: Copy, state: State) -> None:
     "Note the state that is fetched; nothing stays of another one."
     if copy.stored() == state:
         return
@@ -155,19 +168,19 @@ def _begin(copy: Copy, state: dict[str, str]) -> None:
         (folder / copy.note.name).write_text(json.dumps(state))
 
 
-def _fill(copy: Copy, state: dict[str, str], progress: bool) -> None:
+def _fill(copy: Copy, state: State, progress: bool) -> None:
     "Fetch every file that is missing."
     _begin(copy, state)
-    sizes = {file: int(json.loads(facts).get("size", 0)) for file, facts in state.items()}
+    sizes = {file: int(facts["size"]) for file, facts in state.items() if "size" in facts}
     room(copy.path, sum(sizes.values()))
     alone = len(state) == 1
     with Bar(state, desc=copy.remote.name, unit="files", progress=progress and not alone) as files:
         for file in files:
-            target = copy.path / file
+            target = copy.place(file)
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source = f"{copy.remote.path.rstrip('/')}/{file}" if file else copy.remote.path
-                _fetch_file(copy.remote, source, target, sizes[file], progress and alone)
+                _fetch_file(copy.remote, source, target, sizes.get(file), progress and alone)
 
 # %% ../../nbs/data/44_remote.ipynb #4f55dac7
 def at_hand(path, progress: bool = True):

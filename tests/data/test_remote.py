@@ -183,6 +183,51 @@ def test_a_store_of_a_web_site(site, screen):
     assert len(files) == sum(p.is_file() for p in (site.folder / "raw.zarr").rglob("*"))
 
 
+def test_names_with_spaces_come_as_they_are(site, screen):
+    named = screen.copy()
+    named.obs["cell type"] = "K562"
+    with ad.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+        named.write_zarr(site.folder / "raw.zarr")
+    store = at_hand(f"{site.address}/raw.zarr", progress=False)
+    assert (read_screen(store).obs["cell type"] == "K562").all()
+
+
+def listing(site, *links):
+    "A folder whose page shows these links."
+    (site.folder / "odd.zarr").mkdir()
+    (site.folder / "odd.zarr/zarr.json").write_text("{}")
+    shown = "".join(f'<a href="{link}">x</a>' for link in links)
+    (site.folder / "odd.zarr/index.html").write_text(f"<html>{shown}</html>")
+    return f"{site.address}/odd.zarr"
+
+
+@pytest.mark.parametrize("link", ["../../../raw.h5ad", "%2e%2e/%2e%2e/%2e%2e/raw.h5ad"])
+def test_a_site_writes_nowhere_else(site, raw, link, tmp_path):
+    with pytest.raises(GpovaeError, match="which does not lie in it"):
+        at_hand(listing(site, "zarr.json", link), progress=False)
+    assert not list((tmp_path / "cache").rglob("raw.h5ad"))
+
+
+def test_links_that_sort_a_page_are_no_files(site):
+    store = at_hand(listing(site, "?C=N;O=D", "zarr.json"), progress=False)
+    assert [path.name for path in store.iterdir()] == ["zarr.json"]
+
+
+def test_a_store_that_tells_no_size(site, monkeypatch):
+    elsewhere = fsspec.filesystem("memory")
+    elsewhere.pipe("/bucket/raw.h5ad", b"1" * 1000)
+    monkeypatch.setattr(type(elsewhere), "info", lambda *_, **__: dict(type="file", size=None))
+    assert at_hand("memory://bucket/raw.h5ad", progress=False).stat().st_size == 1000
+
+
+def test_quiet_is_known_before_a_file_is_fetched(site, raw, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(remote, "at_hand", lambda path, progress=True: shown.append(progress))
+    shell("train", raw, "--out", tmp_path / "run", "--quiet")
+    shell("train", raw, "--out", tmp_path / "run")
+    assert shown == [False, True]
+
+
 def test_a_store_of_a_bucket_goes_on(site, screen, monkeypatch):
     elsewhere = fsspec.filesystem("memory")
     with ad.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
